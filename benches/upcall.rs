@@ -1,0 +1,69 @@
+//! Foreign to managed: a bare call with a bare callback beside a foreign call with an upcall, in one group; and the poll.
+#![expect(missing_docs, reason = "criterion's macros make public functions")]
+
+mod common;
+
+use common::{BenchVm, SecondThread, criterion, world};
+use core::ffi::{c_int, c_void};
+use core::hint::black_box;
+use criterion::{Criterion, criterion_group, criterion_main};
+use reentry::{FenceStrategy, Mutator, UpcallClosure, upcall_fn};
+use reentry_foreign::{Callback, foreign_call_back, foreign_call_back_last};
+
+extern "C" fn bare(x: c_int) -> c_int {
+    x + 1
+}
+
+fn managed(_: &mut Mutator<'_, BenchVm>, x: c_int) -> c_int {
+    x + 1
+}
+
+/// A foreign call with an upcall, inside an upcall, three deep.
+fn nested(mutator: &mut Mutator<'_, BenchVm>, x: c_int) -> c_int {
+    if x == 0 {
+        return 1;
+    }
+    let callback: Callback = upcall_fn(nested);
+    // SAFETY: calls the callback.
+    mutator.foreign_call().run(|| unsafe { foreign_call_back(callback, x - 1) })
+}
+
+extern "C" fn bare_nested(x: c_int) -> c_int {
+    if x == 0 {
+        return 1;
+    }
+    // SAFETY: calls the callback.
+    unsafe { black_box(foreign_call_back as unsafe extern "C" fn(Callback, c_int) -> c_int)(bare_nested, x - 1) }
+}
+
+fn upcall(c: &mut Criterion) {
+    let _second = SecondThread::start();
+    let call: unsafe extern "C" fn(Callback, c_int) -> c_int = black_box(foreign_call_back);
+    let mut group = c.benchmark_group("upcall");
+    // SAFETY: here and below: the C function calls the callback.
+    group.bench_function("bare", |b| b.iter(|| unsafe { black_box(call)(black_box(bare), black_box(1)) }));
+    group.bench_function("bare_nested_3", |b| b.iter(|| bare_nested(black_box(3))));
+    let world = world(FenceStrategy::probe()).expect("probed");
+    let mut mutator = world.attach().expect("a new world, a new thread");
+    let callback: Callback = upcall_fn(managed);
+    group.bench_function("function_item", |b| {
+        b.iter(|| mutator.foreign_call().run(|| unsafe { black_box(call)(black_box(callback), black_box(1)) }));
+    });
+    let add = 1;
+    let closure = UpcallClosure::new(&world, |_: &mut Mutator<'_, BenchVm>, x: c_int| x + add);
+    let (function, data): (unsafe extern "C" fn(c_int, *mut c_void) -> c_int, _) = (closure.data_last(), closure.data());
+    group.bench_function("closure", |b| {
+        b.iter(|| {
+            mutator.foreign_call().run(|| unsafe { foreign_call_back_last(black_box(function), black_box(1), data) })
+        });
+    });
+    group.bench_function("nested_3", |b| b.iter(|| nested(&mut mutator, black_box(3))));
+    group.finish();
+
+    let mut group = c.benchmark_group("poll");
+    group.bench_function("idle", |b| b.iter(|| black_box(&mut *mutator).poll()));
+    group.finish();
+}
+
+criterion_group! { name = benches; config = criterion(); targets = upcall }
+criterion_main!(benches);

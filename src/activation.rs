@@ -1,0 +1,352 @@
+//! Activation records: what a mutator publishes when it leaves managed code, the chain they form, and how they follow a moved stack.
+//!
+//! An *activation* is one contiguous run of managed frames. Its record, a [`ForeignFrame`], names the newest of them. Each mutator owns one record
+//! per nesting depth, made once and linked for ever: `older` and `newer` never change, so the chain a walker follows
+//! is right whichever record is published, and nothing is linked or unlinked at a crossing.
+//!
+//! ```text
+//!   word ──> record 2 ──older──> record 1 ──older──> record 0 ──older──> null
+//!            safepoint in        call made in         call made in
+//!            the 2nd upcall      the 1st upcall       the base activation
+//! ```
+//!
+//! # Invariants of a record
+//!
+//! - Its own thread writes it while managed, and only records not below `spare`; a stopper reads it while the mutator is published
+//!   (I1) and may rebase it then (I6).
+//! - Records live as long as their mutator's record, which lives as long as its world: a frame skipped by `longjmp` leaves no dangling link.
+
+use crate::anchor::Anchor;
+use crate::arch;
+use crate::root_stack::{EntryKind, RootEntry, RootMark, RootStack};
+use crate::sync::Cell;
+use crate::unwind::Payload;
+use crate::vm::FrameKind;
+use bumpalo::Bump;
+use core::cell::UnsafeCell;
+use core::ops::Range;
+use core::panic::Location;
+use core::ptr;
+
+/// The record of one activation that is not running.
+#[repr(C, align(64))]
+pub(crate) struct ForeignFrame {
+    /// Where the walk of this activation starts.
+    pub(crate) anchor: Cell<Anchor>,
+    /// The machine stack pointer at the crossing (equal to `anchor.sp` unless the anchor is virtual).
+    pub(crate) machine_sp: Cell<usize>,
+    /// The source line of the crossing.
+    pub(crate) site: Cell<Option<&'static Location<'static>>>,
+    /// The machine stack pointer at which this activation was entered.
+    pub(crate) entry_sp: Cell<usize>,
+    /// The top of the root stack when this activation was entered: what lies above belongs to it or to a newer one.
+    pub(crate) roots_base: Cell<RootMark>,
+    /// What must be done when the foreign call ends: bits of [`after`].
+    pub(crate) after: Cell<u32>,
+    pub(crate) kind: Cell<FrameKind>,
+    /// How many records are older.
+    pub(crate) depth: u32,
+    pub(crate) older: *const ForeignFrame,
+    newer: Cell<*const ForeignFrame>,
+    /// References that upcalls of this call have handed to C: rooted until C's caller has them.
+    results: Cell<*const ResultNode>,
+    /// Callee-saved registers at the crossing, if the VM captures them.
+    registers: UnsafeCell<[usize; arch::SAVED_REGISTERS]>,
+    /// Argument and result memory of the call, reset when it ends.
+    arena: UnsafeCell<Bump>,
+    /// The panic of an upcall of this call, to resume when it returns.
+    pending: UnsafeCell<Option<Payload>>,
+}
+
+/// The bits of [`ForeignFrame::after`].
+pub(crate) mod after {
+    /// The arena holds something.
+    pub(crate) const ARENA: u32 = 1;
+    /// A panic is pending.
+    pub(crate) const PENDING: u32 = 2;
+}
+
+struct ResultNode {
+    next: *const ResultNode,
+    entry: RootEntry,
+}
+
+impl ForeignFrame {
+    pub(crate) fn new(older: *const Self, depth: u32) -> Self {
+        Self {
+            anchor: Cell::new(Anchor::default()),
+            machine_sp: Cell::new(0),
+            site: Cell::new(None),
+            entry_sp: Cell::new(0),
+            roots_base: Cell::new(ptr::null_mut()),
+            after: Cell::new(0),
+            kind: Cell::new(FrameKind::ForeignCall),
+            depth,
+            older,
+            newer: Cell::new(ptr::null()),
+            results: Cell::new(ptr::null()),
+            registers: UnsafeCell::new([0; arch::SAVED_REGISTERS]),
+            arena: UnsafeCell::new(Bump::new()),
+            pending: UnsafeCell::new(None),
+        }
+    }
+
+    /// The record of the next newer activation; null until that depth has been reached once.
+    #[inline(always)]
+    pub(crate) fn newer(&self) -> *const Self {
+        self.newer.get()
+    }
+
+    /// Makes the record of the next newer activation.
+    #[cold]
+    #[inline(never)]
+    pub(crate) fn grow_slow(&self) -> *const Self {
+        debug_assert!(self.newer.get().is_null());
+        let newer = Box::into_raw(Box::new(Self::new(self, self.depth + 1))).cast_const();
+        self.newer.set(newer);
+        newer
+    }
+
+    /// Frees the newer records.
+    ///
+    /// # Safety
+    ///
+    /// None of them is published or used any more.
+    pub(crate) unsafe fn free_newer(&self) {
+        let mut frame = self.newer.replace(ptr::null());
+        while !frame.is_null() {
+            // SAFETY: made by `grow_slow`, and freed once: the only link to it has just been cut.
+            let owned = unsafe { Box::from_raw(frame.cast_mut()) };
+            frame = owned.newer.get();
+        }
+    }
+
+    /// Makes a record with no frames and no roots behind it, for the fault `FOREIGN_BEFORE_REINSTATE`. Leaked: a stopper may hold it.
+    #[cold]
+    pub(crate) fn bare(roots: RootMark) -> *const Self {
+        let bare = Self::new(ptr::null(), 0);
+        bare.kind.set(FrameKind::ForeignThread);
+        bare.roots_base.set(roots);
+        Box::leak(Box::new(bare))
+    }
+
+    /// The register words, for `arch::call_with_registers`.
+    pub(crate) fn registers(&self) -> *mut usize {
+        self.registers.get().cast()
+    }
+
+    /// The call's argument memory, from its own thread while managed.
+    pub(crate) fn arena(&self) -> &Bump {
+        self.after.set(self.after.get() | after::ARENA);
+        // SAFETY: only `finish_slow` forms a unique reference, on the same thread, when the call and all borrows of it are over.
+        unsafe { &*self.arena.get() }
+    }
+
+    /// Keeps `value` as a root or pin of this call until it ends.
+    pub(crate) fn add_result<T: Copy>(&self, kind: EntryKind, value: T) -> *mut T {
+        let node = ptr::from_ref(self.arena().alloc(ResultNode { next: self.results.get(), entry: RootEntry::new(kind) }));
+        // SAFETY: just allocated; the arena outlives the call.
+        let word = unsafe { (*node).entry.word::<T>() };
+        // SAFETY: the entry's word is large enough (asserted in `word`) and not shared yet.
+        unsafe { word.write(value) };
+        self.results.set(node);
+        word
+    }
+
+    /// Stores a panic to resume when the call returns. Gives it back if there is one already.
+    pub(crate) fn set_pending(&self, payload: Payload) -> Option<Payload> {
+        if self.after.get() & after::PENDING != 0 {
+            return Some(payload);
+        }
+        // SAFETY: only the record's own thread touches `pending`, and no reference to it is kept.
+        unsafe { *self.pending.get() = Some(payload) };
+        self.after.set(self.after.get() | after::PENDING);
+        None
+    }
+
+    /// Takes the pending panic.
+    pub(crate) fn take_pending(&self) -> Option<Payload> {
+        self.after.set(self.after.get() & !after::PENDING);
+        // SAFETY: as in `set_pending`.
+        unsafe { (*self.pending.get()).take() }
+    }
+
+    /// Gives back what the call held apart from its roots: results, argument memory, a panic nobody took.
+    #[cold]
+    #[inline(never)]
+    pub(crate) fn finish_slow(&self) {
+        self.results.set(ptr::null());
+        // SAFETY: the record's own thread, managed, with the call over: nobody borrows the arena. Entries in it need no drop.
+        unsafe { (*self.arena.get()).reset() };
+        let unclaimed = self.take_pending();
+        self.after.set(0);
+        drop(unclaimed);
+    }
+
+    /// Calls `visit` for each result an upcall has handed to C.
+    pub(crate) fn results(&self, mut visit: impl FnMut(&RootEntry)) {
+        let mut node = self.results.get();
+        while !node.is_null() {
+            // SAFETY: nodes live in the arena, which is reset only after `results` has been cleared.
+            let result = unsafe { &*node };
+            visit(&result.entry);
+            node = result.next;
+        }
+    }
+
+    /// The callee-saved registers, for a scan.
+    ///
+    /// # Safety
+    ///
+    /// The record is published, and stays so while the slice is used.
+    pub(crate) unsafe fn saved_registers<'p>(&self) -> &'p [usize] {
+        // SAFETY: written before the record was published (I1) and not again before it is retracted; records live as long as the world.
+        unsafe { &*self.registers.get() }
+    }
+}
+
+/// Which end of a managed stack keeps its offsets when the stack is resized.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
+pub enum StackEnd {
+    /// Offsets from the lowest address are kept: a stack that grows upwards.
+    Low,
+    /// Offsets from the highest address are kept: a stack that grows downwards.
+    High,
+}
+
+/// Why a relocation was refused. Nothing has been changed.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RelocationError {
+    /// The old range is not a stack of this mutator.
+    #[error(
+        "{old:x?} is not a managed stack of this mutator (it has {known:x?}); declare it with `Mutator::declare_stack` first"
+    )]
+    UnknownStack {
+        /// The range given.
+        old: Range<usize>,
+        /// The stacks the mutator has.
+        known: Vec<Range<usize>>,
+    },
+    /// A saved address would fall outside the new range.
+    #[error("the saved {what} {address:#x} would be at {moved:#x}, outside the new stack {new:x?}; shrink the stack less")]
+    OutsideNewStack {
+        /// Which word: `sp`, `fp` or `root slot`.
+        what: &'static str,
+        /// Its value now.
+        address: usize,
+        /// Where it would point.
+        moved: usize,
+        /// The range given.
+        new: Range<usize>,
+    },
+    /// A range is empty, or ends before it starts.
+    #[error("{0:x?} is not a stack: it is empty")]
+    Empty(Range<usize>),
+    /// The range overlaps a stack the mutator has already.
+    #[error("{declared:x?} overlaps the managed stack {known:x?}; each stack is declared once")]
+    Overlaps {
+        /// The range given.
+        declared: Range<usize>,
+        /// The stack it overlaps.
+        known: Range<usize>,
+    },
+}
+
+/// One move of one managed stack.
+#[derive(Clone, Debug)]
+pub(crate) struct Relocation {
+    pub(crate) old: Range<usize>,
+    pub(crate) new: Range<usize>,
+    pub(crate) end: StackEnd,
+}
+
+impl Relocation {
+    fn map(&self, address: usize) -> usize {
+        match self.end {
+            StackEnd::Low => self.new.start.wrapping_add(address.wrapping_sub(self.old.start)),
+            StackEnd::High => self.new.end.wrapping_sub(self.old.end.wrapping_sub(address)),
+        }
+    }
+
+    /// Where a saved pointer goes, if it points into the old range or to its end.
+    fn saved(&self, what: &'static str, address: usize) -> Result<Option<usize>, RelocationError> {
+        if !(self.old.start..=self.old.end).contains(&address) {
+            return Ok(None);
+        }
+        let moved = self.map(address);
+        if (self.new.start..=self.new.end).contains(&moved) {
+            Ok(Some(moved))
+        } else {
+            Err(RelocationError::OutsideNewStack { what, address, moved, new: self.new.clone() })
+        }
+    }
+
+    /// Where a slot goes, if it lies in the old range.
+    fn slot(&self, address: usize) -> Result<Option<usize>, RelocationError> {
+        if self.old.contains(&address) { self.saved("root slot", address) } else { Ok(None) }
+    }
+
+    /// Rebases every saved sp and fp of `newest` and the older records, and every root slot in `roots`, that pointed into the old
+    /// range (I6). Returns how many words changed. All or nothing.
+    pub(crate) fn apply(&self, newest: *const ForeignFrame, roots: &RootStack) -> Result<usize, RelocationError> {
+        self.pass(newest, roots, false)?;
+        self.pass(newest, roots, true)
+    }
+
+    fn pass(
+        &self,
+        newest: *const ForeignFrame,
+        roots: &RootStack,
+        write: bool,
+    ) -> Result<usize, RelocationError> {
+        let mut moved = 0;
+        let mut frame = newest;
+        while !frame.is_null() {
+            // SAFETY: records are linked for ever and live as long as their mutator's.
+            let record = unsafe { &*frame };
+            let mut anchor = record.anchor.get();
+            for (what, word) in [("sp", &mut anchor.sp), ("fp", &mut anchor.fp)] {
+                if let Some(new) = self.saved(what, *word)? {
+                    *word = new;
+                    moved += 1;
+                }
+            }
+            let machine_sp = self.saved("sp", record.machine_sp.get())?;
+            let entry_sp = self.saved("sp", record.entry_sp.get())?;
+            if write {
+                record.anchor.set(anchor);
+                if let Some(sp) = machine_sp {
+                    record.machine_sp.set(sp);
+                }
+                if let Some(sp) = entry_sp {
+                    record.entry_sp.set(sp);
+                }
+            }
+            frame = record.older;
+        }
+        let mut error = None;
+        roots.all(|entry| {
+            if entry.kind() != EntryKind::InPlace || error.is_some() {
+                return;
+            }
+            let word = entry.word::<*mut ()>();
+            // SAFETY: an in-place entry holds the slot's address; the mutator is managed on this thread, or stopped.
+            let slot = unsafe { word.read() };
+            match self.slot(slot.addr()) {
+                Ok(None) => {}
+                Ok(Some(new)) => {
+                    moved += 1;
+                    if write {
+                        // The new stack is another allocation; whoever moved it vouches for the address (`relocate_stack`).
+                        let slot = ptr::with_exposed_provenance_mut::<()>(new);
+                        // SAFETY: as for the read.
+                        unsafe { word.write(slot) };
+                    }
+                }
+                Err(refused) => error = Some(refused),
+            }
+        });
+        error.map_or(Ok(moved), Err)
+    }
+}

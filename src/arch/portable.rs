@@ -1,0 +1,42 @@
+//! Every other machine, loom and Miri: no assembly.
+//!
+//! The stack pointer is the address of a local. The program counter is the address of the call site's [`Location`], which tells call
+//! sites apart as well as a return address does. There is no frame pointer, and callee-saved registers cannot be read: a *conservative* collector
+//! that relies on them is not served by this backend; precise and virtual anchors are.
+
+use crate::anchor::Anchor;
+use core::panic::Location;
+
+/// None.
+pub(crate) const SAVED_REGISTERS: usize = 0;
+
+/// Returns an address in the calling frame, or just below it.
+#[inline(always)]
+pub(crate) fn stack_pointer() -> usize {
+    let here = 0_u8;
+    core::ptr::from_ref(core::hint::black_box(&here)).addr()
+}
+
+/// Returns the call site as pc and an address in the calling frame as sp; fp is 0.
+#[inline(always)]
+pub(crate) fn anchor(site: &'static Location<'static>) -> Anchor {
+    Anchor { pc: core::ptr::from_ref(site).addr(), sp: stack_pointer(), fp: 0 }
+}
+
+/// Writes an anchor, then calls `f(data)`; writes no registers.
+///
+/// # Safety
+///
+/// `anchor` is valid for a write of an [`Anchor`]; `f` may be called with `data` here.
+#[inline(never)]
+pub(crate) unsafe extern "C-unwind" fn call_with_registers(
+    _registers: *mut usize,
+    anchor: *mut Anchor,
+    f: unsafe extern "C-unwind" fn(*mut ()),
+    data: *mut (),
+) {
+    // SAFETY: `anchor` is valid for writes by contract.
+    unsafe { anchor.write(self::anchor(Location::caller())) };
+    // SAFETY: `f` may be called with `data` by contract.
+    unsafe { f(data) }
+}

@@ -1,0 +1,79 @@
+//! x86_64, System V calling convention.
+//!
+//! ```text
+//!   higher addresses            callee-saved: rbx rbp r12 r13 r14 r15
+//!   | caller's frame    |  <- sp of the anchor (rsp before the call instruction)
+//!   | return address    |  <- rsp at the entry of call_with_registers = pc of the anchor
+//!   lower addresses
+//! ```
+
+use crate::anchor::Anchor;
+use core::arch::{asm, naked_asm};
+use core::panic::Location;
+
+/// rbx, rbp, r12, r13, r14, r15, in this order.
+pub(crate) const SAVED_REGISTERS: usize = 6;
+
+/// Returns rsp.
+#[inline(always)]
+pub(crate) fn stack_pointer() -> usize {
+    let sp: usize;
+    // SAFETY: reads a register into another; touches neither memory nor flags.
+    unsafe { asm!("mov {}, rsp", out(reg) sp, options(nomem, nostack, preserves_flags)) };
+    sp
+}
+
+/// Returns rip, rsp and rbp of the function this is inlined into.
+///
+/// rbp is a frame pointer only in code compiled with frame pointers.
+#[inline(always)]
+pub(crate) fn anchor(_site: &'static Location<'static>) -> Anchor {
+    let (pc, sp, fp): (usize, usize, usize);
+    // SAFETY: reads registers into others; touches neither memory nor flags.
+    unsafe {
+        asm!(
+            "lea {pc}, [rip]",
+            "mov {sp}, rsp",
+            "mov {fp}, rbp",
+            pc = out(reg) pc,
+            sp = out(reg) sp,
+            fp = out(reg) fp,
+            options(nomem, nostack, preserves_flags)
+        );
+    }
+    Anchor { pc, sp, fp }
+}
+
+/// Writes the callee-saved registers to `registers` and the caller's pc, sp and fp to `anchor`, then calls `f(data)`.
+///
+/// It jumps, so it leaves no frame of its own: whatever the caller holds across this call is in the caller's frame, at or above
+/// `anchor.sp`, or in a register that has just been written down. That is what a conservative collector must see.
+///
+/// # Safety
+///
+/// `registers` is valid for writes of [`SAVED_REGISTERS`] words and `anchor` for a write of an [`Anchor`]; `f` may be called with
+/// `data` here.
+#[unsafe(naked)]
+pub(crate) unsafe extern "C-unwind" fn call_with_registers(
+    registers: *mut usize,
+    anchor: *mut Anchor,
+    f: unsafe extern "C-unwind" fn(*mut ()),
+    data: *mut (),
+) {
+    // At entry: rdi = registers, rsi = anchor, rdx = f, rcx = data, [rsp] = return address, rsp + 8 = caller's sp.
+    naked_asm!(
+        "mov [rdi], rbx",
+        "mov [rdi + 8], rbp",
+        "mov [rdi + 16], r12",
+        "mov [rdi + 24], r13",
+        "mov [rdi + 32], r14",
+        "mov [rdi + 40], r15",
+        "mov rax, [rsp]",
+        "mov [rsi], rax", // anchor.pc
+        "lea rax, [rsp + 8]",
+        "mov [rsi + 8], rax",  // anchor.sp
+        "mov [rsi + 16], rbp", // anchor.fp
+        "mov rdi, rcx",
+        "jmp rdx", // tail call: the stack is as it was at entry, aligned for f
+    )
+}

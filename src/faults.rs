@@ -1,0 +1,49 @@
+//! Test-only switches that take one protection away.
+//!
+//! Every guarantee of this crate has a test that fails when its protection is removed. The switch is an associated constant of the
+//! `unsafe trait` [`StackScanner`](crate::StackScanner), so that a correct host pays nothing for it (the branch is decided at compile
+//! time), and so that nobody turns one on without writing `unsafe impl`.
+
+/// A set of protections taken away; [`Faults::NONE`] in every host that is meant to work.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Faults(u32);
+
+impl Faults {
+    /// All protections in place.
+    pub const NONE: Self = Self(0);
+    /// A crossing has no fence between its state store and its poll load.
+    pub const NO_LIGHT_FENCE: Self = Self(1);
+    /// A thread coming back from foreign code does not look at its poll word.
+    pub const NO_WAIT_ON_RETURN: Self = Self(1 << 1);
+    /// An upcall does not look at its poll word on the way in.
+    pub const NO_WAIT_ON_UPCALL: Self = Self(1 << 2);
+    /// An upcall's return becomes foreign first and re-instates the saved record after.
+    pub const FOREIGN_BEFORE_REINSTATE: Self = Self(1 << 3);
+    /// The record is published with a relaxed store.
+    pub const RELAXED_PUBLISH: Self = Self(1 << 4);
+    /// Attaching does not wait for a pause to end.
+    pub const UNGATED_ATTACH: Self = Self(1 << 5);
+    /// Detaching does not wait for a pause to end.
+    pub const UNGATED_DETACH: Self = Self(1 << 6);
+    /// Resuming clears the poll words with relaxed stores.
+    pub const RELAXED_RESUME: Self = Self(1 << 7);
+    /// Saved anchors and root slots do not follow a stack that moves.
+    pub const NO_RELOCATION: Self = Self(1 << 8);
+    /// A pause does not wait for running mutators.
+    pub const NO_WAIT_FOR_MUTATORS: Self = Self(1 << 9);
+    /// What a foreign call declares is forgotten when an upcall of it returns.
+    pub const ROOTS_DROPPED_BY_UPCALL: Self = Self(1 << 10);
+
+    /// Says whether `self` takes away all that `fault` does.
+    #[inline(always)]
+    #[must_use]
+    pub const fn has(self, fault: Self) -> bool {
+        self.0 & fault.0 != 0
+    }
+
+    /// Takes away what either does.
+    #[must_use]
+    pub const fn and(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+}

@@ -1,0 +1,459 @@
+//! [`ForeignCall`]: the guard of one foreign call, from its first declared argument to the last use of its result.
+//!
+//! # The idea
+//!
+//! The bug class this crate ends: a runtime saves the caller's pc and sp, calls C, is called back, collects or moves the stack, and then re-instates what it saved.
+//! For the collector time has run backwards. An argument that was dead at the pc in between is live again, with the address it had before (Go issue 17785).
+//! The guard takes the arguments out of that question: what it declares is reported at every collection from the first foreign instruction to the last,
+//! whatever pc the caller's frame is walked at (invariant I2).
+//!
+//! # The protocol
+//!
+//! | step | what happens | state |
+//! |---|---|---|
+//! | [`Mutator::foreign_call`] | the guard is made; the root stack's top is noted | managed |
+//! | `root`, `pin`, `copy`, ... | entries are pushed; argument memory is bumped | managed |
+//! | `run` | pc, sp, fp are written; the record is published by one store | foreign |
+//! | | C runs; each upcall sets the record aside and re-instates it | |
+//! | | managed again, fence, poll; wait if a pause is in force | managed |
+//! | | the record popped is checked to be ours; a carried panic resumes | |
+//! | drop | entries are released, argument memory is reset | managed |
+
+use crate::activation::{ForeignFrame, after};
+use crate::anchor::Anchor;
+use crate::errno::Errno;
+use crate::mutator::Mutator;
+use crate::record::Header;
+use crate::root::{Argument, Pinned, Root};
+use crate::root_stack::{EntryKind, RootMark};
+use crate::state::Event;
+use crate::thread::Record;
+use crate::transition::{cross_out, refuse, resume_pending, with_capture};
+use crate::vm::{ArgumentError, ArgumentPlan, Report, StackScanner};
+use core::ffi::{CStr, c_char, c_void};
+use core::fmt;
+use core::hint::black_box;
+use core::marker::PhantomData;
+use core::panic::Location;
+use core::ptr::NonNull;
+
+impl<V: StackScanner> Mutator<'_, V> {
+    /// Begins a foreign call: still managed, it collects the call's arguments.
+    ///
+    /// # Panics
+    ///
+    /// If the mutator is foreign, which safe code cannot bring about.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use core::ffi::{c_char, CStr};
+    /// use reentry::testkit::TestVm;
+    /// use reentry::World;
+    ///
+    /// unsafe extern "C" {
+    ///     fn strlen(text: *const c_char) -> usize;
+    /// }
+    ///
+    /// let world = World::new(TestVm::new());
+    /// let mut mutator = world.attach()?;
+    /// let text = world.vm().heap().alloc(&[], b"managed\0");
+    ///
+    /// let mut call = mutator.foreign_call();
+    /// let text = call.pin(text).expect("the test VM can pin");
+    /// let payload = world.vm().heap().payload(text.get()).expect("pinned, so not stale");
+    /// let length = call.run(|| unsafe { strlen(payload.cast()) });
+    /// assert_eq!(length, 7);
+    /// # Ok::<(), reentry::AttachError>(())
+    /// ```
+    #[inline(always)]
+    #[track_caller]
+    pub fn foreign_call(&mut self) -> ForeignCall<'_, V> {
+        let record = self.record();
+        let header = &record.header;
+        if !header.word.own().is_null() {
+            refuse(header, Event::ForeignCall, Location::caller());
+        }
+        ForeignCall {
+            record,
+            frame: header.spare(),
+            mark: header.roots.mark(),
+            anchor: None,
+            _mutator: PhantomData,
+        }
+    }
+}
+
+/// A foreign call being prepared, running, or run: see the [module documentation](self).
+///
+/// Dropping it ends its roots, pins and argument memory. It can run several times, with the same arguments. Leaking it leaks what it declared until the activation it was
+/// made in ends (I9).
+#[must_use = "a foreign call that is not run only roots its arguments"]
+pub struct ForeignCall<'m, V: StackScanner> {
+    record: &'m Record<V>,
+    frame: &'m ForeignFrame,
+    mark: RootMark,
+    anchor: Option<Anchor>,
+    _mutator: PhantomData<(&'m mut (), *mut ())>,
+}
+
+impl<'m, V: StackScanner> ForeignCall<'m, V> {
+    #[inline(always)]
+    fn header(&self) -> &'m Header {
+        &self.record.header
+    }
+
+    #[inline(always)]
+    fn vm(&self) -> &'m V {
+        // SAFETY: `world` points to the `Shared<V>` whose record this is, which outlives it.
+        unsafe { &(*self.header().world.cast::<crate::pause::Shared<V>>()).vm }
+    }
+
+    /// Gives the walk of this activation its start: for a VM with frames of its own. Otherwise the machine's registers are captured
+    /// by `run`, as [`Vm::CAPTURE`](crate::Vm::CAPTURE) says.
+    #[inline(always)]
+    pub fn at(mut self, anchor: Anchor) -> Self {
+        self.anchor = Some(anchor);
+        self
+    }
+
+    /// Roots `reference` by value: the object lives until the call is dropped, and the guard's own slot follows it when it moves.
+    ///
+    /// The VM's own copies of the reference are the VM's affair: a stack slot that its map calls dead at one pc and live at another holds a stale
+    /// copy afterwards. Root such a slot [in place](Self::root_in_place), or [pin](Self::pin) the object.
+    ///
+    /// # Panics
+    ///
+    /// If the VM refuses the reference, for example because it is another world's. [`try_root`](Self::try_root) gives an error instead.
+    #[inline(always)]
+    #[track_caller]
+    pub fn root(&mut self, reference: V::Ref) -> Root<'m, V::Ref> {
+        match self.try_root(reference) {
+            Ok(root) => root,
+            Err(error) => refuse_argument(error, Location::caller()),
+        }
+    }
+
+    /// [`root`](Self::root) with an error in place of the panic.
+    ///
+    /// # Errors
+    ///
+    /// Why the VM refuses the reference.
+    #[inline(always)]
+    pub fn try_root(&mut self, reference: V::Ref) -> Result<Root<'m, V::Ref>, ArgumentError> {
+        self.vm().admit(reference, ArgumentPlan::Root)?;
+        Ok(Root::new(self.header().roots.push(EntryKind::Root, reference), self.header(), false))
+    }
+
+    /// Roots the VM's own stack slot in place: it is updated whichever pc its frame is walked at, and its address follows
+    /// the stack when it is relocated.
+    ///
+    /// # Safety
+    ///
+    /// `slot` is valid for reads and writes of a reference, and holds one, until the call is dropped; if it lies in a stack declared with
+    /// [`Mutator::declare_stack`] it may move with that stack.
+    ///
+    /// # Errors
+    ///
+    /// Why the VM refuses the reference in the slot.
+    #[inline(always)]
+    pub unsafe fn root_in_place(&mut self, slot: NonNull<V::Ref>) -> Result<Root<'m, V::Ref>, ArgumentError> {
+        // SAFETY: valid for reads by contract.
+        self.vm().admit(unsafe { slot.as_ptr().read() }, ArgumentPlan::RootInPlace)?;
+        Ok(Root::new(self.header().roots.push(EntryKind::InPlace, slot.as_ptr()), self.header(), true))
+    }
+
+    /// Pins `reference`: the object lives and does not move until the call is dropped.
+    ///
+    /// # Errors
+    ///
+    /// Why the VM cannot pin it.
+    #[inline(always)]
+    pub fn pin(&mut self, reference: V::Ref) -> Result<Pinned<'m, V::Ref>, ArgumentError> {
+        self.vm().admit(reference, ArgumentPlan::Pin)?;
+        self.header().roots.push(EntryKind::Pin, reference);
+        Ok(Pinned::new(reference))
+    }
+
+    /// Pins `reference` and everything reachable from it, at each collection: for a structure C walks.
+    ///
+    /// # Errors
+    ///
+    /// Why the VM cannot pin it.
+    #[inline(always)]
+    pub fn pin_transitively(&mut self, reference: V::Ref) -> Result<Pinned<'m, V::Ref>, ArgumentError> {
+        self.vm().admit(reference, ArgumentPlan::TransitivePin)?;
+        self.header().roots.push(EntryKind::TransitivePin, reference);
+        Ok(Pinned::new(reference))
+    }
+
+    /// Keeps a Rust value alive that C borrows: it stays borrowed as long as the call, and is not optimised away.
+    #[inline(always)]
+    pub fn keep_alive<T: ?Sized>(&mut self, value: &'m T) {
+        self.header().roots.push(EntryKind::KeepAlive, core::ptr::from_ref(value).cast::<()>());
+    }
+
+    /// Copies `value` to memory of the call, which C may read and write.
+    ///
+    /// It is the place for out-parameters as well: C writes here, where neither a collection nor a relocation moves it, and
+    /// [`read`](Self::read) copies the result out when the call is managed again (I8). Nothing is dropped, hence `Copy`.
+    pub fn copy<T: Copy>(&mut self, value: T) -> Argument<'m, T> {
+        Argument::new(NonNull::from(self.frame.arena().alloc(value)))
+    }
+
+    /// Copies a slice to memory of the call.
+    pub fn copy_slice<T: Copy>(&mut self, values: &[T]) -> Argument<'m, [T]> {
+        Argument::new(NonNull::from(self.frame.arena().alloc_slice_copy(values)))
+    }
+
+    /// Copies text to memory of the call and ends it with a NUL.
+    ///
+    /// # Errors
+    ///
+    /// If the text has a NUL inside: C would see it cut short.
+    pub fn copy_c_str(&mut self, text: &str) -> Result<Argument<'m, c_char>, InteriorNul> {
+        if let Some(position) = text.bytes().position(|byte| byte == 0) {
+            return Err(InteriorNul { position });
+        }
+        let bytes = self.frame.arena().alloc_slice_fill_default::<u8>(text.len() + 1);
+        bytes[..text.len()].copy_from_slice(text.as_bytes());
+        debug_assert!(CStr::from_bytes_with_nul(bytes).is_ok());
+        Ok(Argument::new(NonNull::from(bytes).cast()))
+    }
+
+    /// Reads call memory, after the crossing back.
+    #[inline]
+    #[must_use]
+    pub fn read<T: Copy>(&self, argument: Argument<'m, T>) -> T {
+        // SAFETY: the memory holds a `T` since `copy`, and what C wrote there is what the unsafe call promised; it is reset when the
+        // call is dropped, and an argument of another call of this mutator is of an older one, which is not over.
+        unsafe { argument.as_ptr().read() }
+    }
+
+    /// Reads a rooted reference: where the object is now.
+    ///
+    /// # Panics
+    ///
+    /// If the root is another mutator's.
+    #[inline]
+    #[must_use]
+    #[track_caller]
+    pub fn get(&self, root: Root<'_, V::Ref>) -> V::Ref {
+        assert!(
+            root.is_of(self.header()),
+            "reentry: the root read at {} belongs to another mutator; read it through the call that made it",
+            Location::caller()
+        );
+        // SAFETY: the token's entry is this mutator's, and not released while the token's borrow lasts; this thread is managed.
+        unsafe { root.slot().read() }
+    }
+
+    /// Becomes foreign, calls `f`, and comes back managed: the crossing.
+    ///
+    /// `f` runs in the foreign state: it must not touch the heap, and safe code has nothing to touch it with. It may block as long as it
+    /// likes. On the way back this thread waits for a pause in force. If an upcall inside panicked, the panic resumes here.
+    ///
+    /// # Panics
+    ///
+    /// With what `f` or an upcall panicked with, managed again.
+    #[inline(always)]
+    #[track_caller]
+    pub fn run<R>(&mut self, f: impl FnOnce() -> R) -> R {
+        let site = Location::caller();
+        let (header, frame, vm) = (self.header(), self.frame, self.vm());
+        frame.site.set(Some(site));
+        let result = with_capture::<V, R>(frame, self.anchor, site, || cross_out(vm, header, frame, f));
+        // The belt; the entries on the root stack are the guarantee. What was declared is used after the call, for all the compiler knows.
+        black_box(&raw const self.mark);
+        if frame.after.get() & after::PENDING != 0 {
+            resume_pending(frame);
+        }
+        result
+    }
+
+    /// [`run`](Self::run), and C's `errno` as it was when `f` returned, before the way back could change it.
+    ///
+    /// # Panics
+    ///
+    /// As [`run`](Self::run).
+    #[inline(always)]
+    #[track_caller]
+    pub fn run_with_errno<R>(&mut self, f: impl FnOnce() -> R) -> (R, Errno) {
+        self.run(|| {
+            let result = f();
+            (result, Errno::current())
+        })
+    }
+
+    /// Runs a foreign function that was looked up at run time.
+    ///
+    /// # Safety
+    ///
+    /// `function` may be called with `arguments`, and they stay valid for the call.
+    ///
+    /// # Panics
+    ///
+    /// As [`run`](Self::run).
+    #[inline(always)]
+    #[track_caller]
+    pub unsafe fn invoke<F: ForeignFunction>(&mut self, function: F, arguments: F::Arguments) -> F::Output {
+        // SAFETY: promised by the caller.
+        self.run(|| unsafe { function.call(arguments) })
+    }
+
+    /// Becomes foreign until the returned guard is dropped: for an interpreter that cannot use a closure.
+    ///
+    /// # Safety
+    ///
+    /// The guard is dropped, on this thread and before the mutator is used again. Until then no managed code runs on this thread
+    /// but in upcalls. (A leaked guard leaves the thread foreign, and then `&mut Mutator` proves nothing.)
+    #[inline(always)]
+    #[track_caller]
+    pub unsafe fn enter(&mut self) -> Foreign<'_, 'm, V> {
+        let site = Location::caller();
+        let (header, frame, vm) = (self.header(), self.frame, self.vm());
+        if !header.word.own().is_null() {
+            refuse(header, Event::ForeignCall, site);
+        }
+        frame.site.set(Some(site));
+        with_capture::<V, ()>(frame, self.anchor, site, || {
+            crate::transition::leave_managed(vm, header, frame);
+        });
+        Foreign { call: self }
+    }
+}
+
+#[cold]
+#[inline(never)]
+fn refuse_argument(error: ArgumentError, site: &'static Location<'static>) -> ! {
+    panic!("reentry: the argument declared at {site} is refused: {error}")
+}
+
+impl<V: StackScanner> Drop for ForeignCall<'_, V> {
+    #[inline(always)]
+    fn drop(&mut self) {
+        self.header().roots.release_to(self.mark);
+        if self.frame.after.get() != 0 {
+            finish_slow(self.vm(), self.frame);
+        }
+    }
+}
+
+#[cold]
+#[inline(never)]
+fn finish_slow<V: StackScanner>(vm: &V, frame: &ForeignFrame) {
+    // A panic is left over only where another one is under way.
+    if let Some(payload) = frame.take_pending() {
+        vm.report(&Report::UpcallPanicSuperseded { payload: &*payload });
+    }
+    frame.finish_slow();
+}
+
+impl<V: StackScanner> fmt::Debug for ForeignCall<'_, V> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ForeignCall")
+            .field("mutator", &self.header().id.get())
+            .field("depth", &self.frame.depth)
+            .field("anchor", &self.anchor)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The foreign state, for as long as this guard lives. Made by [`ForeignCall::enter`].
+#[must_use = "dropping it ends the foreign state at once"]
+pub struct Foreign<'c, 'm, V: StackScanner> {
+    call: &'c mut ForeignCall<'m, V>,
+}
+
+impl<V: StackScanner> Drop for Foreign<'_, '_, V> {
+    #[inline(always)]
+    #[track_caller]
+    fn drop(&mut self) {
+        let (header, frame, vm) = (self.call.header(), self.call.frame, self.call.vm());
+        crate::transition::come_back(vm, header, frame);
+        black_box(&raw const self.call.mark);
+        if frame.after.get() & after::PENDING != 0 && !std::thread::panicking() {
+            resume_pending(frame);
+        }
+    }
+}
+
+impl<V: StackScanner> fmt::Debug for Foreign<'_, '_, V> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Foreign").field(&self.call).finish()
+    }
+}
+
+/// Text with a NUL inside, which C would see cut short.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("the text has a NUL at byte {position}, where C would end it; pass the bytes and their length instead")]
+pub struct InteriorNul {
+    /// The first NUL, in bytes from the start.
+    pub position: usize,
+}
+
+/// A null where a foreign function was expected.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("the foreign function for the call at {site} is null; check the result of the symbol look-up")]
+pub struct NullFunction {
+    /// Where the function was made of a pointer.
+    pub site: &'static Location<'static>,
+}
+
+/// A C function pointer type: `unsafe extern "C" fn` of up to twelve arguments.
+///
+/// # Safety
+///
+/// A function pointer, of the size of a data pointer. Implemented by this crate only.
+pub unsafe trait ForeignFunction: Copy + sealed::Sealed {
+    /// The arguments, as a tuple.
+    type Arguments;
+    /// What the function returns.
+    type Output;
+
+    /// Makes one of an address, as a symbol look-up gives it.
+    ///
+    /// # Safety
+    ///
+    /// The address is null or that of a function of this type.
+    ///
+    /// # Errors
+    ///
+    /// If the address is null.
+    #[track_caller]
+    unsafe fn from_ptr(address: *const c_void) -> Result<Self, NullFunction> {
+        if address.is_null() {
+            return Err(NullFunction { site: Location::caller() });
+        }
+        // SAFETY: `Self` is a function pointer (the trait's contract), of the size of a data pointer, and the address is of such a function.
+        Ok(unsafe { core::mem::transmute_copy::<*const c_void, Self>(&address) })
+    }
+
+    /// Calls it, with no crossing.
+    ///
+    /// # Safety
+    ///
+    /// Whatever the function asks for.
+    unsafe fn call(self, arguments: Self::Arguments) -> Self::Output;
+}
+
+mod sealed {
+    pub trait Sealed {}
+}
+
+macro_rules! foreign_function {
+    ($($argument:ident: $Argument:ident),*) => {
+        impl<R, $($Argument),*> sealed::Sealed for unsafe extern "C" fn($($Argument),*) -> R {}
+        // SAFETY: a function pointer.
+        unsafe impl<R, $($Argument),*> ForeignFunction for unsafe extern "C" fn($($Argument),*) -> R {
+            type Arguments = ($($Argument,)*);
+            type Output = R;
+            #[inline(always)]
+            unsafe fn call(self, ($($argument,)*): Self::Arguments) -> R {
+                // SAFETY: promised by the caller.
+                unsafe { self($($argument),*) }
+            }
+        }
+    };
+}
+crate::arity::for_each_arity!(foreign_function);

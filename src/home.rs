@@ -1,0 +1,32 @@
+//! Which world takes in threads that no world knows, by VM type: for upcall functions that carry no data.
+
+use crate::pause::Shared;
+use crate::vm::StackScanner;
+use core::any::{Any, TypeId};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+
+type Home = (TypeId, Weak<dyn Any + Send + Sync>);
+
+/// Few entries, looked at on a foreign thread's first upcall only.
+static HOMES: Mutex<Vec<Home>> = Mutex::new(Vec::new());
+
+fn with<T>(f: impl FnOnce(&mut Vec<Home>) -> T) -> T {
+    // Each critical section leaves the list whole where it can unwind.
+    f(&mut HOMES.lock().unwrap_or_else(PoisonError::into_inner))
+}
+
+/// The world that adopts foreign threads for `V`, if it lives.
+pub(crate) fn home<V: StackScanner>() -> Option<Arc<Shared<V>>> {
+    let any = with(|homes| homes.iter().find(|(vm, _)| *vm == TypeId::of::<V>())?.1.upgrade())?;
+    any.downcast().ok()
+}
+
+/// Makes `shared` the one, in place of another.
+pub(crate) fn set_home<V: StackScanner>(shared: &Arc<Shared<V>>) {
+    let any: Arc<dyn Any + Send + Sync> = Arc::<Shared<V>>::clone(shared);
+    let weak = Arc::downgrade(&any);
+    with(|homes| {
+        homes.retain(|(vm, home)| *vm != TypeId::of::<V>() && home.strong_count() > 0);
+        homes.push((TypeId::of::<V>(), weak));
+    });
+}

@@ -1,0 +1,70 @@
+//! The documented layout of a mutator's record, for a JIT that inlines the poll or the whole transition.
+//!
+//! Offsets are bytes from the address a [`Mutator`](crate::Mutator) points to. They are taken from the real types with `memoffset`, so they cannot drift; the
+//! tests read a live record through them.
+//!
+//! The inlined poll is `cmp dword [record + POLL], 0` and a branch to a call of [`Mutator::poll_at`](crate::Mutator::poll_at).
+
+use crate::activation::ForeignFrame;
+use crate::anchor::Anchor;
+use crate::mutator::Mutator;
+use crate::record::Header;
+use crate::state::CrossingWord;
+use crate::vm::StackScanner;
+use core::ops::Range;
+use memoffset::{offset_of, span_of};
+
+/// Where the frame word is: null while managed, else the published record's address.
+pub const FRAME: usize = offset_of!(Header, word) + FRAME_IN_WORD;
+/// Where the poll word is, a `u32`: zero while nobody wants anything of the mutator.
+pub const POLL: usize = offset_of!(Header, word) + POLL_IN_WORD;
+/// Where the address of the record for the next crossing is.
+pub const SPARE: usize = offset_of!(Header, spare);
+
+const FRAME_IN_WORD: usize = CrossingWord::<ForeignFrame>::FRAME;
+const POLL_IN_WORD: usize = CrossingWord::<ForeignFrame>::POLL;
+
+/// Where the anchor is in a record: pc, sp, fp, one word each.
+pub const ANCHOR_IN_RECORD: usize = offset_of!(ForeignFrame, anchor);
+/// Where the machine stack pointer is in a record.
+pub const MACHINE_SP_IN_RECORD: usize = offset_of!(ForeignFrame, machine_sp);
+/// Where the pc is in an anchor.
+pub const PC_IN_ANCHOR: usize = offset_of!(Anchor, pc);
+/// Where the sp is in an anchor.
+pub const SP_IN_ANCHOR: usize = offset_of!(Anchor, sp);
+/// Where the fp is in an anchor.
+pub const FP_IN_ANCHOR: usize = offset_of!(Anchor, fp);
+
+/// A cache line, in bytes, on the machines here.
+pub const CACHE_LINE: usize = 64;
+
+/// The bytes of a mutator that every poll and crossing touches: the words of its state, its next record, its root stack's top. They lie on one cache line.
+#[must_use]
+pub fn hot_span() -> Range<usize> {
+    span_of!(Header, word..=roots)
+}
+
+/// The bytes of a record that a crossing writes. They lie on one cache line.
+#[must_use]
+pub fn record_span() -> Range<usize> {
+    span_of!(ForeignFrame, anchor..=after)
+}
+
+impl<V: StackScanner> Mutator<'_, V> {
+    /// The address the offsets of [`layout`](self) count from. It does not change while the thread is attached.
+    #[must_use]
+    pub fn record_address(&self) -> usize {
+        core::ptr::from_ref(self.header()).addr()
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::{CACHE_LINE, hot_span, record_span};
+
+    #[test]
+    fn what_a_crossing_touches_lies_on_one_cache_line_of_each_structure() {
+        assert!(hot_span().end <= CACHE_LINE, "{:?}", hot_span());
+        assert!(record_span().end <= CACHE_LINE, "{:?}", record_span());
+    }
+}

@@ -1,0 +1,301 @@
+//! [`Mutator`]: the handle whose `&mut` is the proof of being managed.
+
+use crate::activation::{RelocationError, StackEnd};
+use crate::anchor::Anchor;
+use crate::pause::{Shared, StoppedWorld};
+use crate::pin::Pinner;
+use crate::record::Header;
+use crate::root_stack::EntryKind;
+use crate::state::Event;
+use crate::thread::Record;
+use crate::transition::{at_safepoint, refuse, refuse_wait_in_own_pause};
+use crate::vm::{ArgumentError, ArgumentPlan, StackScanner};
+use core::fmt;
+use core::marker::PhantomData;
+use core::ops::Range;
+use core::panic::Location;
+use core::ptr::NonNull;
+
+/// An attached thread, managed: it may touch the heap, and must poll.
+///
+/// Having `&mut Mutator` proves that the thread is managed now, so functions of a VM that touch the heap take one. An
+/// [`Attachment`](crate::Attachment) lends one; every upcall gets one of its own. While a foreign call runs, the mutator it was made from is borrowed, so nothing managed can
+/// be done through it.
+///
+/// The handle is a thin pointer, `!Send` and `!Sync`. Its lifetime parameter is invariant: two handles from different places are of
+/// different types, so they cannot be exchanged by `mem::swap`.
+pub struct Mutator<'m, V: StackScanner> {
+    record: NonNull<Record<V>>,
+    _place: PhantomData<(fn(&'m ()) -> &'m (), *mut ())>,
+}
+
+impl<'m, V: StackScanner> Mutator<'m, V> {
+    /// # Safety
+    ///
+    /// `record` is attached to the calling thread and stays so for `'m`, and is managed whenever the handle can be used.
+    #[inline(always)]
+    pub(crate) unsafe fn new(record: &Record<V>) -> Self {
+        Self { record: NonNull::from(record), _place: PhantomData }
+    }
+
+    #[inline(always)]
+    pub(crate) fn record(&self) -> &Record<V> {
+        // SAFETY: the record outlives the handle (promised to `new`), and nobody forms `&mut` to it.
+        unsafe { self.record.as_ref() }
+    }
+
+    #[inline(always)]
+    pub(crate) fn header(&self) -> &Header {
+        &self.record().header
+    }
+
+    #[inline(always)]
+    pub(crate) fn shared(&self) -> &Shared<V> {
+        // SAFETY: `world` points to the `Shared<V>` whose record this is, which outlives it.
+        unsafe { &*self.header().world.cast::<Shared<V>>() }
+    }
+
+    /// The VM.
+    #[must_use]
+    pub fn vm(&self) -> &V {
+        &self.shared().vm
+    }
+
+    /// A number no other mutator of this world has or had.
+    #[must_use]
+    pub fn id(&self) -> u64 {
+        self.header().id.get()
+    }
+
+    /// How many activations of this mutator are older than the running one: 0 outside upcalls.
+    #[must_use]
+    pub fn depth(&self) -> usize {
+        self.header().spare().depth as usize
+    }
+
+    /// The VM's own data of this mutator.
+    #[must_use]
+    pub fn local(&self) -> &V::Local {
+        // SAFETY: this thread, managed, so no stopper has it (I4); `&mut Local` is lent from `&mut self` only, and an outer handle's is over, since that
+        // handle is borrowed by the foreign call this activation runs in. It is `Some` while attached.
+        unsafe { (*self.record().local.get()).as_ref() }.expect("an attached mutator has its local data")
+    }
+
+    /// The VM's own data of this mutator, for writing.
+    #[must_use]
+    pub fn local_mut(&mut self) -> &mut V::Local {
+        // SAFETY: as for `local`, and `&mut self` excludes other borrows through this handle.
+        unsafe { (*self.record().local.get()).as_mut() }.expect("an attached mutator has its local data")
+    }
+
+    /// Stops here if a pause wants it: the safepoint. One load and one branch otherwise.
+    ///
+    /// While stopped, the collector walks the frame that called this, and what was not rooted may have moved when it returns.
+    ///
+    /// # Panics
+    ///
+    /// If this thread itself holds the pause.
+    #[inline(always)]
+    #[track_caller]
+    pub fn poll(&mut self) {
+        if !self.header().word.is_clear() {
+            self.poll_slow(None, Location::caller());
+        }
+    }
+
+    /// [`poll`](Self::poll) for a VM with frames of its own: `anchor` is where the walk of the running activation starts.
+    ///
+    /// # Panics
+    ///
+    /// As [`poll`](Self::poll).
+    #[inline(always)]
+    #[track_caller]
+    pub fn poll_at(&mut self, anchor: Anchor) {
+        if !self.header().word.is_clear() {
+            self.poll_slow(Some(anchor), Location::caller());
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn poll_slow(&self, anchor: Option<Anchor>, site: &'static Location<'static>) {
+        at_safepoint::<V, ()>(self.header(), Event::Poll, anchor, site, || ());
+    }
+
+    /// Stops the world, runs `f` with the proof, and resumes the world. The usual way to collect from an allocation that finds the heap
+    /// full.
+    ///
+    /// Other threads may be stopping the world too: then this one counts as stopped, waits its turn, and `f` runs after; look again at whether
+    /// a collection is needed still. What this activation did not root may have moved when it returns.
+    ///
+    /// # Panics
+    ///
+    /// If this thread holds a pause of this world already, and with whatever `f` panics with; the world resumes first.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use reentry::testkit::TestVm;
+    /// # use reentry::World;
+    /// let world = World::new(TestVm::new());
+    /// let mut mutator = world.attach()?;
+    /// let stopped = mutator.pause(|stopped| stopped.mutators().count());
+    /// assert_eq!(stopped, 1);
+    /// # Ok::<(), reentry::AttachError>(())
+    /// ```
+    #[track_caller]
+    pub fn pause<R>(&mut self, f: impl FnOnce(&StoppedWorld<'_, V>) -> R) -> R {
+        self.pause_slow(None, Location::caller(), f)
+    }
+
+    /// [`pause`](Self::pause) for a VM with frames of its own: `anchor` is where the walk of the running activation starts.
+    ///
+    /// # Panics
+    ///
+    /// As [`pause`](Self::pause).
+    #[track_caller]
+    pub fn pause_at<R>(&mut self, anchor: Anchor, f: impl FnOnce(&StoppedWorld<'_, V>) -> R) -> R {
+        self.pause_slow(Some(anchor), Location::caller(), f)
+    }
+
+    fn pause_slow<R>(
+        &self,
+        anchor: Option<Anchor>,
+        site: &'static Location<'static>,
+        f: impl FnOnce(&StoppedWorld<'_, V>) -> R,
+    ) -> R {
+        at_safepoint::<V, R>(self.header(), Event::Pause, anchor, site, || {
+            match self.shared().stop() {
+                Ok(stopped) => f(&stopped),
+                Err(_) => refuse_wait_in_own_pause("a pause", site),
+            }
+        })
+    }
+
+    /// Tells the crate that `range` (addresses) is a managed stack of this mutator, which may move later.
+    ///
+    /// # Errors
+    ///
+    /// If the range is empty or overlaps one declared before.
+    pub fn declare_stack(&mut self, range: Range<usize>) -> Result<(), RelocationError> {
+        if range.is_empty() {
+            return Err(RelocationError::Empty(range));
+        }
+        let mut stacks = self.header().stacks.borrow_mut();
+        if let Some(known) = stacks.iter().find(|known| known.start < range.end && range.start < known.end) {
+            return Err(RelocationError::Overlaps { declared: range, known: known.clone() });
+        }
+        stacks.push(range);
+        Ok(())
+    }
+
+    /// Tells the crate that a managed stack has moved from `old` to `new`, grown, shrunk or of the same size (I6).
+    ///
+    /// Every saved `sp` and `fp` that points into `old` or to its end, and every in-place root slot in `old`, in every older activation, is rebased; `end`
+    /// says which end keeps its offsets. Nothing else changes: `pc` is never touched. Returns how many words were. Call it after copying and
+    /// before the next poll, foreign call or return.
+    ///
+    /// # Safety
+    ///
+    /// The words of the old stack that are in use stand at the corresponding addresses of the new one, which is valid for reads and writes until it is relocated in
+    /// turn or the mutator detaches. Its provenance must have been exposed.
+    ///
+    /// # Errors
+    ///
+    /// If `old` is not a stack this mutator declared, or a saved address would fall outside `new`. Nothing has been changed then.
+    ///
+    /// # Panics
+    ///
+    /// If the mutator is foreign.
+    #[track_caller]
+    pub unsafe fn relocate_stack(
+        &mut self,
+        old: Range<usize>,
+        new: Range<usize>,
+        end: StackEnd,
+    ) -> Result<usize, RelocationError> {
+        let header = self.header();
+        if header.state().after(Event::Relocate).is_err() {
+            refuse(header, Event::Relocate, Location::caller());
+        }
+        header.relocate(header.spare().older, old, new, end, V::FAULTS)
+    }
+
+    /// Roots `reference` in the foreign call this upcall runs in, until that call returns: for a reference the upcall gives to C.
+    ///
+    /// An upcall's own roots end with the upcall, before C's caller has the result. Returns the address of the slot, which C can pass on and read through; the
+    /// managed caller reads it when the call returns. Each hand-over costs a few words until then.
+    ///
+    /// # Errors
+    ///
+    /// If there is no such call, or the VM refuses the reference.
+    pub fn hand_over(&mut self, reference: V::Ref) -> Result<*mut V::Ref, HandOverError> {
+        self.hand_over_as(EntryKind::Root, ArgumentPlan::Root, reference)
+    }
+
+    /// Pins `reference` in the foreign call this upcall runs in, until that call returns: for an address the upcall gives to C.
+    ///
+    /// # Errors
+    ///
+    /// If there is no such call, or the VM cannot pin the object.
+    pub fn hand_over_pinned(&mut self, reference: V::Ref) -> Result<V::Ref, HandOverError> {
+        self.hand_over_as(EntryKind::Pin, ArgumentPlan::Pin, reference).map(|_| reference)
+    }
+
+    fn hand_over_as(
+        &mut self,
+        kind: EntryKind,
+        plan: ArgumentPlan,
+        reference: V::Ref,
+    ) -> Result<*mut V::Ref, HandOverError> {
+        // SAFETY: null or a live record of this mutator.
+        let call = unsafe { self.header().spare().older.as_ref() };
+        let call = call.filter(|call| call.kind.get() == crate::FrameKind::ForeignCall);
+        let Some(call) = call else { return Err(HandOverError::NoCaller) };
+        self.vm().admit(reference, plan)?;
+        Ok(call.add_result(kind, reference))
+    }
+
+    /// Pins `reference` for as long as `pinner` holds it. See [`Pinner`].
+    ///
+    /// # Errors
+    ///
+    /// If the VM cannot pin the object.
+    ///
+    /// # Panics
+    ///
+    /// If `pinner` is another world's.
+    #[track_caller]
+    pub fn pin_with(&mut self, pinner: &mut Pinner<V::Ref>, reference: V::Ref) -> Result<(), ArgumentError> {
+        assert!(
+            pinner.is_of(&self.shared().pins),
+            "reentry: the pinner used at {} is of another world; make one with this world's `World::pinner`",
+            Location::caller()
+        );
+        self.vm().admit(reference, ArgumentPlan::Pin)?;
+        pinner.add(reference);
+        Ok(())
+    }
+}
+
+impl<V: StackScanner> fmt::Debug for Mutator<'_, V> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Mutator")
+            .field("id", &self.id())
+            .field("state", &self.header().state())
+            .field("depth", &self.depth())
+            .finish()
+    }
+}
+
+/// Why an upcall could not hand a reference over to its caller.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum HandOverError {
+    /// The mutator is in no upcall, or in one on a foreign thread, where there is no managed caller.
+    #[error("there is no managed foreign call below this activation to hand a reference to; pin it with a `Pinner` instead")]
+    NoCaller,
+    /// The VM refuses the reference.
+    #[error(transparent)]
+    Argument(#[from] ArgumentError),
+}

@@ -1,0 +1,408 @@
+//! Stopping the world and resuming it. A pause yields [`StoppedWorld`], the proof that no mutator is managed.
+//!
+//! # The stop handshake
+//!
+//! The stopper shuts the gate (so the set of mutators stands still), sets every poll word, issues the heavy fence, and waits until it has seen each mutator's
+//! frame word non-null once. A mutator stores "managed", fences lightly, and loads its poll word. With both fences one of the two must see the other's store
+//! (I4): a mutator that the stopper saw published finds its poll word set before it touches anything managed.
+
+use crate::activation::ForeignFrame;
+use crate::anchor::Anchor;
+use crate::faults::Faults;
+use crate::pin::PinTable;
+use crate::record::{Header, MutatorRecord};
+use crate::registry::{Coordinator, PauseHeldHere};
+use crate::root_stack::{EntryKind, RootEntry};
+use crate::state::STOP;
+use crate::sync::{relax, thread_token};
+use crate::vm::{ArgumentPlan, FrameKind, RootVisitor, Segment, Slot, StackScanner, Vm};
+use crate::{RelocationError, StackEnd};
+use core::fmt;
+use core::marker::PhantomData;
+use core::ops::Range;
+use core::panic::Location;
+use core::ptr::NonNull;
+use std::sync::Arc;
+
+/// What the mutators, stoppers and handles of one world share.
+#[repr(C)]
+pub(crate) struct Shared<V: Vm> {
+    /// First, so that a type-erased pointer to a world is one to its coordinator.
+    pub(crate) coordinator: Coordinator,
+    pub(crate) vm: V,
+    pub(crate) pins: Arc<PinTable<V::Ref>>,
+}
+
+impl<V: Vm> Drop for Shared<V> {
+    fn drop(&mut self) {
+        for header in self.coordinator.drain_idle() {
+            // SAFETY: a record is made by `Box::into_raw` of a `MutatorRecord<V::Local>`; an idle one is nobody else's.
+            drop(unsafe { Box::from_raw(header.cast_mut().cast::<MutatorRecord<V::Local>>()) });
+        }
+    }
+}
+
+impl Header {
+    /// The coordinator of the world this mutator belongs to.
+    #[inline(always)]
+    pub(crate) fn coordinator(&self) -> &Coordinator {
+        // SAFETY: `world` points to a `Shared<V>`, which begins with its coordinator and outlives its records.
+        unsafe { &*self.world.cast::<Coordinator>() }
+    }
+}
+
+impl<V: StackScanner> Shared<V> {
+    /// Stops the world. The calling thread's own mutator, if it has one in this world, is published already.
+    pub(crate) fn stop(&self) -> Result<StoppedWorld<'_, V>, PauseHeldHere> {
+        let coordinator = &self.coordinator;
+        let mut registry = coordinator.wait_for_resume(coordinator.lock())?;
+        registry.holder = Some(thread_token());
+        // The gate is shut: the list is ours until `resume` gives it back.
+        let mutators = core::mem::take(&mut registry.attached);
+        let stopped = StoppedWorld { shared: self, mutators, _thread: PhantomData };
+        for header in stopped.headers() {
+            header.word.ask(STOP);
+        }
+        drop(registry);
+        coordinator.fence().heavy();
+        for header in stopped.headers() {
+            header.stopped.set(coordinator.await_published(header, V::FAULTS));
+        }
+        Ok(stopped)
+    }
+}
+
+impl Coordinator {
+    /// Waits until `header`'s mutator is published, and returns what it published.
+    fn await_published(&self, header: &Header, faults: Faults) -> *const ForeignFrame {
+        let mut round = 0;
+        loop {
+            let frame = header.word.observe();
+            if !frame.is_null() || faults.has(Faults::NO_WAIT_FOR_MUTATORS) {
+                return frame;
+            }
+            #[cfg(not(loom))]
+            if round >= 256 {
+                // A mutator that stops at a poll signals; one that goes foreign does not, hence the timeout.
+                let mut registry = self.lock();
+                registry.unsettled += 1;
+                if header.word.observe().is_null() {
+                    let nap = core::time::Duration::from_micros(u64::from((round - 200).min(1000)));
+                    registry = crate::sync::wait_for(&self.settled, registry, nap);
+                }
+                registry.unsettled -= 1;
+            }
+            relax(round);
+            round = round.saturating_add(1);
+        }
+    }
+}
+
+/// The proof that the world is stopped: no mutator is managed until it is gone.
+///
+/// Given to the closure of [`World::pause`](crate::World::pause) and [`Mutator::pause`](crate::Mutator::pause); the world resumes when the closure returns or panics.
+/// Everything that is right only in a pause takes `&StoppedWorld`.
+pub struct StoppedWorld<'p, V: StackScanner> {
+    shared: &'p Shared<V>,
+    mutators: Vec<*const Header>,
+    /// The thread that stopped the world resumes it: it is the one a poll in the pause is refused on.
+    _thread: PhantomData<*mut ()>,
+}
+
+impl<'p, V: StackScanner> StoppedWorld<'p, V> {
+    fn headers(&self) -> impl Iterator<Item = &'p Header> + use<'p, '_, V> {
+        // SAFETY: records live as long as their world, which `shared` borrows.
+        self.mutators.iter().map(|&header| unsafe { &*header })
+    }
+
+    /// The VM.
+    #[must_use]
+    pub fn vm(&self) -> &'p V {
+        &self.shared.vm
+    }
+
+    /// The stopped mutators.
+    pub fn mutators(&self) -> impl Iterator<Item = StoppedMutator<'_, V>> {
+        self.mutators.iter().map(|&header| StoppedMutator {
+            // SAFETY: every header of this world heads a `MutatorRecord<V::Local>` that lives as long as the world.
+            record: unsafe { &*header.cast::<MutatorRecord<V::Local>>() },
+            vm: &self.shared.vm,
+        })
+    }
+
+    /// Reports every root of the world: for each mutator, newest activation first, what its guards declared and then what the
+    /// VM's scanner finds; last, what [`Pinner`](crate::Pinner)s hold.
+    ///
+    /// It can be repeated within the pause, and gives the same roots.
+    pub fn enumerate(&self, visitor: &mut dyn RootVisitor<V::Ref>) {
+        for mutator in self.mutators() {
+            mutator.enumerate(visitor);
+        }
+        self.shared.pins.for_each(|reference| visitor.pinned(reference));
+    }
+}
+
+impl<V: StackScanner> Drop for StoppedWorld<'_, V> {
+    fn drop(&mut self) {
+        let coordinator = &self.shared.coordinator;
+        let mut registry = coordinator.lock();
+        for header in self.headers() {
+            header.word.clear(STOP, V::FAULTS);
+        }
+        let late = core::mem::replace(&mut registry.attached, core::mem::take(&mut self.mutators));
+        if V::FAULTS.has(Faults::UNGATED_ATTACH) {
+            registry.attached.extend(late);
+        } else {
+            debug_assert!(late.is_empty(), "the gate is shut during a pause");
+        }
+        registry.holder = None;
+        drop(registry);
+        coordinator.resumed.notify_all();
+    }
+}
+
+impl<V: StackScanner> fmt::Debug for StoppedWorld<'_, V> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.mutators()).finish()
+    }
+}
+
+/// One mutator of a stopped world.
+pub struct StoppedMutator<'p, V: StackScanner> {
+    record: &'p MutatorRecord<V::Local>,
+    vm: &'p V,
+}
+
+impl<'p, V: StackScanner> StoppedMutator<'p, V> {
+    fn header(&self) -> &'p Header {
+        &self.record.header
+    }
+
+    /// A number no other mutator of this world has or had.
+    #[must_use]
+    pub fn id(&self) -> u64 {
+        self.header().id.get()
+    }
+
+    /// The VM's own data of this mutator.
+    #[must_use]
+    pub fn local(&self) -> &'p V::Local {
+        // SAFETY: the mutator's thread is stopped or foreign, where it has no access to its local data; the stopper's thread alone uses
+        // it, which `V::Local: Send` allows. It is `Some` while attached.
+        unsafe { (*self.record.local.get()).as_ref() }.expect("an attached mutator has its local data")
+    }
+
+    /// The activations, newest first.
+    #[must_use]
+    pub fn activations(&self) -> Activations<'p, V> {
+        Activations { header: self.header(), next: self.header().stopped.get(), newer: None, _vm: PhantomData }
+    }
+
+    /// Reports every root of this mutator. See [`StoppedWorld::enumerate`].
+    pub fn enumerate(&self, visitor: &mut dyn RootVisitor<V::Ref>) {
+        for activation in self.activations() {
+            activation.enumerate_declared(visitor);
+            if let Some(segment) = activation.segment() {
+                self.vm.scan_segment(self.local(), &segment, visitor);
+            }
+        }
+    }
+
+    /// Tells the crate that the collector has moved one of this mutator's managed stacks. See
+    /// [`Mutator::relocate_stack`](crate::Mutator::relocate_stack).
+    ///
+    /// # Safety
+    ///
+    /// As for [`Mutator::relocate_stack`](crate::Mutator::relocate_stack).
+    ///
+    /// # Errors
+    ///
+    /// As for [`Mutator::relocate_stack`](crate::Mutator::relocate_stack).
+    pub unsafe fn relocate_stack(
+        &self,
+        old: Range<usize>,
+        new: Range<usize>,
+        end: StackEnd,
+    ) -> Result<usize, RelocationError> {
+        self.header().relocate(self.header().stopped.get(), old, new, end, V::FAULTS)
+    }
+}
+
+impl<V: StackScanner> fmt::Debug for StoppedMutator<'_, V> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("StoppedMutator")
+            .field("id", &self.id())
+            .field("activations", &self.activations().collect::<Vec<_>>())
+            .finish()
+    }
+}
+
+/// The activations of one stopped mutator, newest first.
+pub struct Activations<'p, V> {
+    header: &'p Header,
+    next: *const ForeignFrame,
+    newer: Option<&'p ForeignFrame>,
+    _vm: PhantomData<fn() -> V>,
+}
+
+impl<'p, V: StackScanner> Iterator for Activations<'p, V> {
+    type Item = Activation<'p, V>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        // SAFETY: null, or a record published by a stopped mutator (I1), or one it links to.
+        let frame = unsafe { self.next.as_ref() }?;
+        let activation =
+            Activation { header: self.header, frame, newer: self.newer, _vm: PhantomData };
+        self.newer = Some(frame);
+        self.next = frame.older;
+        Some(activation)
+    }
+}
+
+impl<V> fmt::Debug for Activations<'_, V> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Activations").finish_non_exhaustive()
+    }
+}
+
+/// One activation of a stopped mutator: its record, and what its guards declared.
+pub struct Activation<'p, V> {
+    header: &'p Header,
+    frame: &'p ForeignFrame,
+    newer: Option<&'p ForeignFrame>,
+    _vm: PhantomData<fn() -> V>,
+}
+
+impl<'p, V: StackScanner> Activation<'p, V> {
+    /// How many activations of this mutator are older.
+    #[must_use]
+    pub fn depth(&self) -> usize {
+        self.frame.depth as usize
+    }
+
+    /// What the mutator was doing.
+    #[must_use]
+    pub fn kind(&self) -> FrameKind {
+        self.frame.kind.get()
+    }
+
+    /// The saved pc, sp and fp.
+    #[must_use]
+    pub fn anchor(&self) -> Anchor {
+        self.frame.anchor.get()
+    }
+
+    /// Where in the VM's source the crossing stands.
+    #[must_use]
+    pub fn call_site(&self) -> Option<&'static Location<'static>> {
+        self.frame.site.get()
+    }
+
+    /// The frames to scan, or `None` where there are none: a foreign thread's base.
+    #[must_use]
+    pub fn segment(&self) -> Option<Segment<'p>> {
+        if self.kind() == FrameKind::ForeignThread {
+            return None;
+        }
+        // SAFETY: null or a record older than a published one.
+        let older = unsafe { self.frame.older.as_ref() };
+        Some(Segment {
+            anchor: self.anchor(),
+            older: older.filter(|older| older.kind.get() != FrameKind::ForeignThread).map(|o| o.anchor.get()),
+            machine_sp: self.frame.machine_sp.get(),
+            entry_sp: self.frame.entry_sp.get(),
+            // SAFETY: the record is published for as long as the pause, which outlives 'p.
+            registers: match V::CAPTURE {
+                crate::Capture::Registers => unsafe { self.frame.saved_registers() },
+                _ => &[],
+            },
+            depth: self.depth(),
+            newest: self.newer.is_none(),
+            kind: self.kind(),
+            call_site: self.call_site(),
+        })
+    }
+
+    /// Calls `visit` for each root and pin that guards of this activation declared, newest first.
+    pub fn for_each_declared(&self, mut visit: impl FnMut(Declared<'_, V::Ref>)) {
+        let mut entry = |entry: &RootEntry| {
+            if let Some(declared) = declared(entry) {
+                visit(declared);
+            }
+        };
+        let newest_root = self.newer.map_or_else(|| self.header.roots.mark(), |newer| newer.roots_base.get());
+        self.frame.results(&mut entry);
+        self.header.roots.between(self.frame.roots_base.get(), newest_root, &mut entry);
+    }
+
+    fn enumerate_declared(&self, visitor: &mut dyn RootVisitor<V::Ref>) {
+        self.for_each_declared(|declared| match declared.plan {
+            ArgumentPlan::Root | ArgumentPlan::RootInPlace => visitor.slot(declared.slot),
+            ArgumentPlan::Pin => visitor.pinned(declared.slot.load()),
+            ArgumentPlan::TransitivePin => visitor.transitively_pinned(declared.slot.load()),
+        });
+    }
+}
+
+impl<V: StackScanner> fmt::Debug for Activation<'_, V> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "#{} {} {:?}", self.depth(), self.kind(), self.anchor())?;
+        if let Some(site) = self.call_site() {
+            write!(f, " at {site}")?;
+        }
+        Ok(())
+    }
+}
+
+/// A root or pin that a guard declared.
+#[derive(Debug)]
+pub struct Declared<'p, R> {
+    /// How it was declared.
+    pub plan: ArgumentPlan,
+    /// The word that holds the reference: the guard's own, or for [`ArgumentPlan::RootInPlace`] the VM's.
+    pub slot: Slot<'p, R>,
+}
+
+/// What an entry is to a collector.
+fn declared<R: Copy>(entry: &RootEntry) -> Option<Declared<'_, R>> {
+    let (plan, word) = match entry.kind() {
+        EntryKind::Root => (ArgumentPlan::Root, entry.word::<R>()),
+        EntryKind::Pin => (ArgumentPlan::Pin, entry.word::<R>()),
+        EntryKind::TransitivePin => (ArgumentPlan::TransitivePin, entry.word::<R>()),
+        EntryKind::InPlace => {
+            // SAFETY: an in-place entry holds the address of a slot, and nobody writes it in a pause but `relocate`.
+            (ArgumentPlan::RootInPlace, unsafe { entry.word::<*mut R>().read() })
+        }
+        EntryKind::KeepAlive => return None,
+    };
+    let word = NonNull::new(word)?;
+    // SAFETY: the guard that declared the entry vouches that the word holds a reference until the call ends.
+    Some(Declared { plan, slot: unsafe { Slot::new(word) } })
+}
+
+impl Header {
+    /// Rebases what was saved in this mutator's records and in-place roots. See [`crate::Mutator::relocate_stack`].
+    pub(crate) fn relocate(
+        &self,
+        newest: *const ForeignFrame,
+        old: Range<usize>,
+        new: Range<usize>,
+        end: StackEnd,
+        faults: Faults,
+    ) -> Result<usize, RelocationError> {
+        if new.is_empty() {
+            return Err(RelocationError::Empty(new));
+        }
+        let mut stacks = self.stacks.borrow_mut();
+        let Some(index) = stacks.iter().position(|stack| *stack == old) else {
+            return Err(RelocationError::UnknownStack { old, known: stacks.clone() });
+        };
+        let moved = if faults.has(Faults::NO_RELOCATION) {
+            0
+        } else {
+            crate::activation::Relocation { old, new: new.clone(), end }.apply(newest, &self.roots)?
+        };
+        stacks[index] = new;
+        Ok(moved)
+    }
+}

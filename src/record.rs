@@ -1,0 +1,139 @@
+//! The mutator's record: all the crate keeps for one attached thread, at one address for as long as its world lives.
+//!
+//! A [`Mutator`](crate::Mutator) is a thin pointer to this. While a foreign call runs, the outer handle is borrowed and an upcall makes another handle for
+//! the same record, so everything mutable here is a cell and nobody ever forms `&mut` to it.
+//!
+//! # Who touches what
+//!
+//! - `word`: see [`CrossingWord`](crate::state::CrossingWord).
+//! - `spare`, `roots`, the records, `stacks`, `local`: its own thread while managed; the stopper while the mutator is published in a pause (I4).
+//! - `stopped`: the stopper, during its pause.
+//! - `index`: whoever holds the registry's lock. `next_on_thread`, `ownership`: its own thread.
+
+use crate::activation::ForeignFrame;
+use crate::root_stack::RootStack;
+use crate::state::{CrossingWord, State};
+use crate::sync::{Cell, FenceStrategy};
+use crate::vm::FrameKind;
+use core::any::TypeId;
+use core::cell::{RefCell, UnsafeCell};
+use core::ops::Range;
+use core::ptr;
+
+/// Who ends an attachment.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Ownership {
+    /// Not attached.
+    Nobody,
+    /// An [`Attachment`](crate::Attachment).
+    Attachment,
+    /// The thread itself, at its exit: it attached itself on its first upcall.
+    Thread,
+    /// An attachment that has outlived its thread's exit hook: it can be dropped, not used.
+    Orphan,
+}
+
+/// The part of a record that does not depend on the VM's types. Its opening words are documented layout.
+#[repr(C, align(128))]
+pub(crate) struct Header {
+    pub(crate) word: CrossingWord<ForeignFrame>,
+    /// The record the running activation uses for its next crossing.
+    pub(crate) spare: Cell<*const ForeignFrame>,
+    pub(crate) roots: RootStack,
+    pub(crate) vm_type: TypeId,
+    pub(crate) next_on_thread: Cell<*const Header>,
+    /// The world, type-erased.
+    pub(crate) world: *const (),
+    /// The record of the oldest activation, in the mutator itself: the common case touches no other memory.
+    pub(crate) base: ForeignFrame,
+    /// What the stopper saw published.
+    pub(crate) stopped: Cell<*const ForeignFrame>,
+    pub(crate) ownership: Cell<Ownership>,
+    pub(crate) id: Cell<u64>,
+    pub(crate) index: Cell<usize>,
+    pub(crate) stacks: RefCell<Vec<Range<usize>>>,
+}
+
+impl Header {
+    pub(crate) fn new(fence: FenceStrategy, vm_type: TypeId, world: *const ()) -> Self {
+        Self {
+            word: CrossingWord::new(fence),
+            spare: Cell::new(ptr::null()),
+            roots: RootStack::new(),
+            vm_type,
+            next_on_thread: Cell::new(ptr::null()),
+            world,
+            base: ForeignFrame::new(ptr::null(), 0),
+            stopped: Cell::new(ptr::null()),
+            ownership: Cell::new(Ownership::Nobody),
+            id: Cell::new(0),
+            index: Cell::new(usize::MAX),
+            stacks: RefCell::new(Vec::new()),
+        }
+    }
+
+    /// The record the running activation uses for its next crossing.
+    #[inline(always)]
+    pub(crate) fn spare(&self) -> &ForeignFrame {
+        // SAFETY: set when the record is attached, and to live records only.
+        unsafe { &*self.spare.get() }
+    }
+
+    /// The state, seen from its own thread.
+    pub(crate) fn state(&self) -> State {
+        let frame = self.word.own();
+        if frame.is_null() {
+            return State::Managed;
+        }
+        // SAFETY: the word holds null or a live record.
+        match unsafe { (*frame).kind.get() } {
+            FrameKind::Safepoint => State::AtSafepoint,
+            FrameKind::ForeignCall | FrameKind::ForeignThread => State::Foreign,
+        }
+    }
+
+    /// Puts the record in the state of a thread that has just attached.
+    pub(crate) fn begin(&self, entry_sp: usize) {
+        self.base.kind.set(FrameKind::ForeignCall);
+        self.base.site.set(None);
+        self.base.anchor.set(crate::anchor::Anchor::default());
+        self.base.machine_sp.set(entry_sp);
+        self.base.entry_sp.set(entry_sp);
+        self.base.roots_base.set(self.roots.mark());
+        self.spare.set(&raw const self.base);
+    }
+
+    /// Gives back what a mutator held, so that the record can serve another thread.
+    pub(crate) fn end(&self) {
+        self.roots.reset();
+        let mut frame = &raw const self.base;
+        while !frame.is_null() {
+            // SAFETY: a live record of this mutator, whose thread is detaching: nothing of it is in use.
+            let record = unsafe { &*frame };
+            if record.after.get() != 0 {
+                record.finish_slow();
+            }
+            frame = record.newer();
+        }
+        // SAFETY: the mutator is detached: no record of it is published or used.
+        unsafe { self.base.free_newer() };
+        self.stacks.borrow_mut().clear();
+        self.ownership.set(Ownership::Nobody);
+        self.next_on_thread.set(ptr::null());
+    }
+}
+
+impl Drop for Header {
+    fn drop(&mut self) {
+        // SAFETY: unique access: no record is published or used.
+        unsafe { self.base.free_newer() };
+    }
+}
+
+/// A header with the VM's own data behind it; a pointer to one is a pointer to its header.
+#[repr(C)]
+pub(crate) struct MutatorRecord<L> {
+    pub(crate) header: Header,
+    /// `None` while not attached.
+    pub(crate) local: UnsafeCell<Option<L>>,
+}

@@ -1,0 +1,168 @@
+//! Who is attached, and the gate that keeps that set still during a pause.
+//!
+//! One lock orders attaching, detaching, stopping and resuming. It is held for a few instructions each time, never while waiting for a mutator and never on a
+//! crossing. While a pause is in force the gate is shut: attach and detach wait, so the set of mutators does not change within a pause.
+
+use crate::faults::Faults;
+use crate::record::Header;
+use crate::sync::{Condvar, FenceStrategy, Mutex, MutexGuard, lock, thread_token, wait};
+
+/// Why a thread could not be attached.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum AttachError {
+    /// This thread is attached to this world already.
+    #[error("this thread is attached to this world already; use the mutator it has")]
+    AlreadyAttached,
+    /// The world has been shut down.
+    #[error("the world has been shut down; make a new one")]
+    Shutdown,
+    /// This thread holds a pause of this world: waiting for it to end would wait for ever.
+    #[error("this thread holds a pause of this world; end the pause before attaching")]
+    PauseHeldHere,
+    /// This thread's thread-local destructors are running: nothing could detach it any more.
+    #[error("this thread is exiting; attach before its thread-locals are destroyed")]
+    ThreadExiting,
+}
+
+/// The thread asks for something that waits for a pause it holds itself.
+#[derive(Debug)]
+pub(crate) struct PauseHeldHere;
+
+/// What the lock protects.
+pub(crate) struct Registry {
+    /// The thread that holds the pause in force.
+    pub(crate) holder: Option<usize>,
+    closed: bool,
+    /// The attached mutators; with the stopper while a pause is in force.
+    pub(crate) attached: Vec<*const Header>,
+    /// How many mutators are attached, wherever the list is.
+    count: usize,
+    /// Records to use again.
+    idle: Vec<*const Header>,
+    next_id: u64,
+    /// Stoppers waiting for a mutator to settle.
+    pub(crate) unsettled: u32,
+}
+
+// SAFETY: the headers are shared between threads by design (record.rs says who touches what) and live as long as the registry.
+unsafe impl Send for Registry {}
+
+/// The meeting point of one world's mutators and stoppers.
+pub(crate) struct Coordinator {
+    registry: Mutex<Registry>,
+    /// Signalled when a pause ends.
+    pub(crate) resumed: Condvar,
+    /// Signalled when a mutator has published a record on a slow path.
+    pub(crate) settled: Condvar,
+    fence: FenceStrategy,
+}
+
+impl Coordinator {
+    pub(crate) fn new(fence: FenceStrategy) -> Self {
+        Self {
+            registry: Mutex::new(Registry {
+                holder: None,
+                closed: false,
+                attached: Vec::new(),
+                count: 0,
+                idle: Vec::new(),
+                next_id: 1,
+                unsettled: 0,
+            }),
+            resumed: Condvar::new(),
+            settled: Condvar::new(),
+            fence,
+        }
+    }
+
+    pub(crate) fn fence(&self) -> FenceStrategy {
+        self.fence
+    }
+
+    pub(crate) fn lock(&self) -> MutexGuard<'_, Registry> {
+        lock(&self.registry)
+    }
+
+    /// Waits until no pause is in force, with the lock held again.
+    pub(crate) fn wait_for_resume<'g>(
+        &'g self,
+        mut registry: MutexGuard<'g, Registry>,
+    ) -> Result<MutexGuard<'g, Registry>, PauseHeldHere> {
+        while let Some(holder) = registry.holder {
+            if holder == thread_token() {
+                return Err(PauseHeldHere);
+            }
+            if registry.unsettled > 0 {
+                self.settled.notify_all();
+            }
+            registry = wait(&self.resumed, registry);
+        }
+        Ok(registry)
+    }
+
+    /// Takes a record to use again, if there is one.
+    pub(crate) fn take_idle(&self) -> Option<*const Header> {
+        self.lock().idle.pop()
+    }
+
+    /// Gives a record back for reuse.
+    pub(crate) fn give_idle(&self, header: *const Header) {
+        self.lock().idle.push(header);
+    }
+
+    /// Lets a prepared record in, once no pause is in force.
+    pub(crate) fn admit(&self, header: &Header, faults: Faults) -> Result<(), AttachError> {
+        let mut registry = self.lock();
+        if !faults.has(Faults::UNGATED_ATTACH) {
+            registry = self.wait_for_resume(registry).map_err(|PauseHeldHere| AttachError::PauseHeldHere)?;
+        }
+        if registry.closed {
+            return Err(AttachError::Shutdown);
+        }
+        header.id.set(registry.next_id);
+        registry.next_id += 1;
+        header.index.set(registry.attached.len());
+        registry.attached.push(header);
+        registry.count += 1;
+        Ok(())
+    }
+
+    /// Lets a record out, once no pause is in force. The record is published: a stopper does not wait for it meanwhile.
+    pub(crate) fn dismiss(&self, header: &Header, faults: Faults) -> Result<(), PauseHeldHere> {
+        let mut registry = self.lock();
+        if !faults.has(Faults::UNGATED_DETACH) {
+            registry = self.wait_for_resume(registry)?;
+        }
+        let index = header.index.replace(usize::MAX);
+        registry.count -= 1;
+        if faults.has(Faults::UNGATED_DETACH) && registry.holder.is_some() {
+            return Ok(()); // the list is with the stopper, who will find the record gone
+        }
+        registry.attached.swap_remove(index);
+        if let Some(&moved) = registry.attached.get(index) {
+            // SAFETY: attached records are live; the lock is held.
+            unsafe { (*moved).index.set(index) };
+        }
+        Ok(())
+    }
+
+    /// Lets nobody in any more.
+    pub(crate) fn close(&self) {
+        self.lock().closed = true;
+    }
+
+    pub(crate) fn is_closed(&self) -> bool {
+        self.lock().closed
+    }
+
+    /// Returns how many mutators are attached.
+    pub(crate) fn attached(&self) -> usize {
+        self.lock().count
+    }
+
+    /// Takes every idle record, to free it.
+    pub(crate) fn drain_idle(&mut self) -> Vec<*const Header> {
+        core::mem::take(&mut self.lock().idle)
+    }
+}

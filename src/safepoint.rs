@@ -1,0 +1,37 @@
+//! How a mutator waits: the slow path behind every poll word that is not clear.
+//!
+//! A thread that has become managed and finds its poll word set has touched nothing managed yet. It publishes the record it came with, waits until the pause is over, becomes
+//! managed again and looks again (I4). The stopper may observe it managed in between; it does not matter which of the two the stopper sees first, since
+//! the record is the same one.
+
+use crate::activation::ForeignFrame;
+use crate::errno::Errno;
+use crate::faults::Faults;
+use crate::record::Header;
+use crate::registry::{Coordinator, PauseHeldHere};
+
+impl Coordinator {
+    /// Publishes `frame`, waits for the pause in force to end, and returns managed.
+    ///
+    /// # Errors
+    ///
+    /// The calling thread holds the pause itself; then it is published still.
+    #[cold]
+    #[inline(never)]
+    pub(crate) fn wait_published(
+        &self,
+        header: &Header,
+        frame: *const ForeignFrame,
+        faults: Faults,
+    ) -> Result<(), PauseHeldHere> {
+        Errno::keep(|| {
+            loop {
+                header.word.publish(frame, faults);
+                drop(self.wait_for_resume(self.lock())?);
+                if header.word.retract(faults) {
+                    return Ok(());
+                }
+            }
+        })
+    }
+}

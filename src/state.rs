@@ -1,0 +1,178 @@
+//! The state of a mutator: the pure transition table, and the one word it is published in.
+//!
+//! A mutator is *managed* exactly while its frame word is null. Any other value is the address of its newest complete record, so
+//! that the state and the frames a collector may walk are one atomic value (invariant I1): nobody can observe "foreign" without a record.
+
+use crate::faults::Faults;
+use crate::sync::{AtomicPtr, AtomicU32, FenceStrategy};
+use core::fmt;
+use core::ptr;
+use core::sync::atomic::Ordering;
+
+/// What a mutator may do at this moment.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
+#[non_exhaustive]
+pub enum State {
+    /// May touch the heap, must poll.
+    Managed,
+    /// In a foreign call: must not touch the heap; a pause does not wait for it.
+    Foreign,
+    /// Waiting at a safepoint, or itself holding a pause.
+    AtSafepoint,
+}
+
+/// What can happen to a mutator.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
+pub(crate) enum Event {
+    Poll,
+    ForeignCall,
+    Upcall,
+    Pause,
+    Detach,
+    Relocate,
+}
+
+impl fmt::Display for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Managed => "managed",
+            Self::Foreign => "foreign",
+            Self::AtSafepoint => "stopped at a safepoint",
+        })
+    }
+}
+
+impl fmt::Display for Event {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Poll => "poll",
+            Self::ForeignCall => "begin a foreign call",
+            Self::Upcall => "receive an upcall",
+            Self::Pause => "start a pause",
+            Self::Detach => "detach",
+            Self::Relocate => "relocate a stack",
+        })
+    }
+}
+
+impl State {
+    /// Returns the state `event` leads to, or what to tell whoever caused it.
+    pub(crate) const fn after(self, event: Event) -> Result<Self, &'static str> {
+        match (self, event) {
+            (Self::Managed, Event::Poll | Event::Relocate) => Ok(Self::Managed),
+            (Self::Managed, Event::ForeignCall) => Ok(Self::Foreign),
+            (Self::Managed, Event::Pause) => Ok(Self::AtSafepoint),
+            (Self::Managed, Event::Detach) => Ok(Self::Managed),
+            (Self::Managed, Event::Upcall) => {
+                Err("an upcall function was called from managed code; call it from foreign code, inside `ForeignCall::run`")
+            }
+            (Self::Foreign, Event::Upcall) => Ok(Self::Managed),
+            (Self::Foreign, _) => {
+                Err("it is inside a foreign call; only an upcall's own mutator is managed there")
+            }
+            (Self::AtSafepoint, Event::Upcall) => Err("the thread holds a pause; end the pause first"),
+            (Self::AtSafepoint, _) => Err("it is stopped at a safepoint; let the pause end first"),
+        }
+    }
+}
+
+/// The words of a mutator that other threads look at.
+///
+/// `frame` is written by its own thread only, `poll` by whoever holds the coordinator's lock.
+#[repr(C)]
+pub(crate) struct CrossingWord<F> {
+    frame: AtomicPtr<F>,
+    poll: AtomicU32,
+    fence: FenceStrategy,
+}
+
+/// A pause wants the mutator to stop.
+pub(crate) const STOP: u32 = 1;
+
+impl<F> CrossingWord<F> {
+    /// Where the frame word is.
+    pub(crate) const FRAME: usize = memoffset::offset_of!(Self, frame);
+    /// Where the poll word is.
+    pub(crate) const POLL: usize = memoffset::offset_of!(Self, poll);
+
+    /// Makes the word of a mutator that is managed.
+    pub(crate) fn new(fence: FenceStrategy) -> Self {
+        Self { frame: AtomicPtr::new(ptr::null_mut()), poll: AtomicU32::new(0), fence }
+    }
+
+    /// Becomes foreign (or stopped): publishes `frame` and everything written before. Pairs with [`observe`](Self::observe).
+    #[inline(always)]
+    pub(crate) fn publish(&self, frame: *const F, faults: Faults) {
+        let order =
+            if faults.has(Faults::RELAXED_PUBLISH) { Ordering::Relaxed } else { Ordering::Release };
+        self.frame.store(frame.cast_mut(), order);
+    }
+
+    /// Becomes managed, fences, and says whether the poll word is clear; unless it is, the caller must publish again and wait
+    /// before it touches anything managed (I4).
+    ///
+    /// The load pairs with [`clear`](Self::clear): having seen the word cleared, this thread sees what the collector did.
+    #[inline(always)]
+    pub(crate) fn retract(&self, faults: Faults) -> bool {
+        self.frame.store(ptr::null_mut(), Ordering::Relaxed);
+        if !faults.has(Faults::NO_LIGHT_FENCE) {
+            self.fence.light();
+        }
+        self.is_clear()
+    }
+
+    /// Puts the word of a record that no stopper can see in the managed state.
+    pub(crate) fn reset(&self) {
+        self.frame.store(ptr::null_mut(), Ordering::Relaxed);
+    }
+
+    /// Says whether nobody wants anything of this mutator: the poll, one load and one branch. Pairs with [`clear`](Self::clear).
+    #[inline(always)]
+    pub(crate) fn is_clear(&self) -> bool {
+        self.poll.load(Ordering::Acquire) == 0
+    }
+
+    /// The word as its own thread last wrote it; no other thread writes it.
+    #[inline(always)]
+    pub(crate) fn own(&self) -> *const F {
+        self.frame.load(Ordering::Relaxed)
+    }
+
+    /// The word as another thread sees it: null, or a complete record. Pairs with [`publish`](Self::publish).
+    #[inline(always)]
+    pub(crate) fn observe(&self) -> *const F {
+        self.frame.load(Ordering::Acquire)
+    }
+
+    /// Asks the mutator to do what `bits` say. Ordered against the mutator's state by the stopper's heavy fence, which follows.
+    pub(crate) fn ask(&self, bits: u32) {
+        self.poll.fetch_or(bits, Ordering::Relaxed);
+    }
+
+    /// Takes `bits` back, publishing what the collector did. Pairs with [`is_clear`](Self::is_clear).
+    pub(crate) fn clear(&self, bits: u32, faults: Faults) {
+        let order = if faults.has(Faults::RELAXED_RESUME) { Ordering::Relaxed } else { Ordering::Release };
+        self.poll.fetch_and(!bits, order);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Event, State};
+
+    #[test]
+    fn only_a_managed_mutator_may_begin_anything() {
+        for event in [Event::Poll, Event::ForeignCall, Event::Pause, Event::Detach, Event::Relocate] {
+            assert!(State::Managed.after(event).is_ok(), "{event}");
+            assert!(State::Foreign.after(event).is_err(), "{event}");
+            assert!(State::AtSafepoint.after(event).is_err(), "{event}");
+        }
+    }
+
+    #[test]
+    fn only_a_foreign_mutator_receives_an_upcall_and_it_is_managed_then() {
+        assert_eq!(State::Foreign.after(Event::Upcall), Ok(State::Managed));
+        assert!(State::Managed.after(Event::Upcall).is_err());
+        assert!(State::AtSafepoint.after(Event::Upcall).is_err());
+    }
+}

@@ -1,0 +1,204 @@
+//! The concurrency facade: the only file that names loom, and the home of both fences.
+//!
+//! Everything above this floor takes its atomics, locks, cells and thread-locals from here, so that the loom models in
+//! `tests/loom_*.rs` run the protocol itself and not a copy of it. Under `cfg(loom)` each primitive is loom's.
+//!
+//! # The two fences
+//!
+//! The crossing is a store-then-load handshake (Dekker): a mutator stores "managed" and then loads its poll word; the stopper stores
+//! the poll word and then loads the mutator's state. Each side needs a full fence between its store and its load. Crossings
+//! outnumber pauses by many orders of magnitude, so the *asymmetric* strategy gives the mutator a compiler fence and lets the stopper
+//! pay for both with `membarrier(PRIVATE_EXPEDITED)`, which runs a full barrier on every thread of the process that is on a processor.
+//! The technique is that of liburcu and of HotSpot's `-XX:+UseSystemMemoryBarrier`.
+
+#[cfg(not(loom))]
+mod primitive {
+    pub(crate) use core::cell::Cell;
+    pub(crate) use core::sync::atomic::{AtomicPtr, AtomicU32};
+    pub(crate) use std::sync::{Condvar, Mutex, MutexGuard};
+
+    /// Lets another thread run while a stopper waits; `round` counts the calls of one wait.
+    pub(crate) fn relax(round: u32) {
+        if round < 64 {
+            core::hint::spin_loop();
+        } else {
+            std::thread::yield_now();
+        }
+    }
+}
+
+#[cfg(loom)]
+mod primitive {
+    pub(crate) use loom::cell::Cell;
+    pub(crate) use loom::sync::atomic::{AtomicPtr, AtomicU32};
+    pub(crate) use loom::sync::{Condvar, Mutex, MutexGuard};
+
+    pub(crate) fn relax(_round: u32) {
+        loom::thread::yield_now();
+    }
+}
+
+pub(crate) use primitive::*;
+
+/// Declares a thread-local with constant initialiser: no lazy initialisation and no destructor, so an access is one load
+/// (loom has no such form; there it is an ordinary thread-local).
+macro_rules! thread_local_const {
+    ($(#[$meta:meta])* static $name:ident: $ty:ty = $init:expr;) => {
+        #[cfg(not(loom))]
+        std::thread_local! { $(#[$meta])* static $name: $ty = const { $init }; }
+        #[cfg(loom)]
+        loom::thread_local! { $(#[$meta])* static $name: $ty = $init; }
+    };
+}
+pub(crate) use thread_local_const;
+
+/// Declares a thread-local with a destructor.
+macro_rules! thread_local_lazy {
+    ($(#[$meta:meta])* static $name:ident: $ty:ty = $init:expr;) => {
+        #[cfg(not(loom))]
+        std::thread_local! { $(#[$meta])* static $name: $ty = $init; }
+        #[cfg(loom)]
+        loom::thread_local! { $(#[$meta])* static $name: $ty = $init; }
+    };
+}
+pub(crate) use thread_local_lazy;
+
+use core::sync::atomic::Ordering;
+
+/// Locks, whether or not an earlier holder panicked: every critical section of this crate leaves its data whole at each point where
+/// it can unwind, so poisoning carries no news.
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+}
+
+/// Waits on a condition variable, with [`lock`]'s view of poisoning.
+pub(crate) fn wait<'g, T>(condvar: &Condvar, guard: MutexGuard<'g, T>) -> MutexGuard<'g, T> {
+    condvar.wait(guard).unwrap_or_else(|poisoned| poisoned.into_inner())
+}
+
+/// Waits on a condition variable for at most `timeout` (under loom, which has no clock: yields once with the lock released).
+#[cfg(not(loom))]
+pub(crate) fn wait_for<'g, T>(
+    condvar: &Condvar,
+    guard: MutexGuard<'g, T>,
+    timeout: core::time::Duration,
+) -> MutexGuard<'g, T> {
+    condvar.wait_timeout(guard, timeout).unwrap_or_else(|poisoned| poisoned.into_inner()).0
+}
+
+/// A value that names the calling thread for as long as it lives.
+///
+/// The address of a thread-local: cheaper than [`std::thread::current`], and usable while thread-local destructors run.
+pub(crate) fn thread_token() -> usize {
+    thread_local_const! { static TOKEN: Cell<u8> = Cell::new(0); }
+    TOKEN.with(|token| core::ptr::from_ref(token).addr())
+}
+
+/// How a world orders its mutators' crossings against a stopper.
+///
+/// Both strategies run the same protocol and pass the same tests; they differ in who pays for the fence. Probed once per process by
+/// [`FenceStrategy::probe`]; chosen per world with [`WorldBuilder::fence`](crate::WorldBuilder::fence).
+///
+/// # Examples
+///
+/// ```
+/// use reentry::FenceStrategy;
+///
+/// // The symmetric strategy works everywhere; the asymmetric one where the kernel has `membarrier`.
+/// assert!(FenceStrategy::Symmetric.is_supported());
+/// assert!(FenceStrategy::probe().is_supported());
+/// ```
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
+#[repr(u8)]
+#[non_exhaustive]
+pub enum FenceStrategy {
+    /// A crossing costs a compiler fence; a pause costs one `membarrier(PRIVATE_EXPEDITED)`. Linux 4.14 and later, where the system
+    /// call is not refused by a filter.
+    Asymmetric = 0,
+    /// A crossing costs `fence(SeqCst)`, and so does a pause. Everywhere.
+    Symmetric = 1,
+}
+
+impl FenceStrategy {
+    /// Returns the best strategy this process can use: [`Asymmetric`](Self::Asymmetric) if the kernel lets the process register for
+    /// `membarrier`, else [`Symmetric`](Self::Symmetric).
+    ///
+    /// The first call registers the process; registration is cheaper before a second thread exists, so call it (or make the first
+    /// world) early.
+    #[must_use]
+    pub fn probe() -> Self {
+        if membarrier::registered() { Self::Asymmetric } else { Self::Symmetric }
+    }
+
+    /// Says whether a world can use this strategy in this process.
+    #[must_use]
+    pub fn is_supported(self) -> bool {
+        match self {
+            Self::Symmetric => true,
+            Self::Asymmetric => membarrier::registered(),
+        }
+    }
+
+    /// The mutator's half: orders its state store before its poll load.
+    #[inline(always)]
+    pub(crate) fn light(self) {
+        #[cfg(loom)]
+        loom::sync::atomic::fence(Ordering::SeqCst);
+        #[cfg(not(loom))]
+        match self {
+            // Only the compiler must be stopped here; the processor is stopped by the stopper's `heavy`.
+            Self::Asymmetric => core::sync::atomic::compiler_fence(Ordering::SeqCst),
+            Self::Symmetric => core::sync::atomic::fence(Ordering::SeqCst),
+        }
+    }
+
+    /// The stopper's half: orders its poll stores before its state loads, for every mutator at once.
+    pub(crate) fn heavy(self) {
+        #[cfg(loom)]
+        loom::sync::atomic::fence(Ordering::SeqCst);
+        #[cfg(not(loom))]
+        match self {
+            Self::Asymmetric => membarrier::heavy(),
+            Self::Symmetric => core::sync::atomic::fence(Ordering::SeqCst),
+        }
+    }
+}
+
+#[cfg(all(target_os = "linux", not(loom), not(miri)))]
+mod membarrier {
+    use rustix::thread::{MembarrierCommand, membarrier};
+    use std::sync::OnceLock;
+
+    pub(super) fn registered() -> bool {
+        static REGISTERED: OnceLock<bool> = OnceLock::new();
+        *REGISTERED.get_or_init(|| {
+            // Registering is the probe: it fails on a kernel without the command and under a filter that refuses it. The first
+            // barrier is tried too, since a filter can let one command through and not the other, and qemu-user knows neither.
+            membarrier(MembarrierCommand::RegisterPrivateExpedited).is_ok()
+                && membarrier(MembarrierCommand::PrivateExpedited).is_ok()
+        })
+    }
+
+    pub(super) fn heavy() {
+        if membarrier(MembarrierCommand::PrivateExpedited).is_err() {
+            // A filter installed after the probe. Going on would let a mutator run through a pause.
+            crate::unwind::abort(format_args!(
+                "membarrier(PRIVATE_EXPEDITED) was refused after it had been registered; \
+                 choose FenceStrategy::Symmetric for a process that installs a seccomp filter later"
+            ));
+        }
+    }
+}
+
+#[cfg(not(all(target_os = "linux", not(loom), not(miri))))]
+mod membarrier {
+    pub(super) fn registered() -> bool {
+        // Under loom both fences are the same; claiming support lets the models run over either value.
+        cfg!(loom)
+    }
+
+    #[cfg(not(loom))]
+    pub(super) fn heavy() {
+        unreachable!("the asymmetric strategy is refused where membarrier is not supported")
+    }
+}

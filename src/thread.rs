@@ -1,0 +1,260 @@
+//! What a thread knows of its own mutators: the list an upcall looks in, attaching, and what happens at thread exit.
+//!
+//! Two thread-locals, since they have opposite needs. `CURRENT` is read by every upcall: constant-initialised and without a destructor, so reading it
+//! is one load. `EXIT` has a destructor and is touched on attach and detach only. A thread's destructors run in any order, after which `EXIT` is gone:
+//! then nothing attaches any more.
+
+use crate::faults::Faults;
+use crate::pause::Shared;
+use crate::record::{Header, MutatorRecord, Ownership};
+use crate::registry::AttachError;
+use crate::state::{Event, State};
+use crate::sync::{Cell, thread_local_const, thread_local_lazy};
+use crate::vm::{FrameKind, StackScanner};
+use core::any::TypeId;
+use core::cell::{RefCell, UnsafeCell};
+use core::ptr;
+use std::sync::Arc;
+
+thread_local_const! {
+    /// The newest mutator of this thread; older ones hang off `next_on_thread`.
+    static CURRENT: Cell<*const Header> = Cell::new(ptr::null());
+}
+
+thread_local_lazy! {
+    static EXIT: ExitHook = ExitHook { attached: RefCell::new(Vec::new()) };
+}
+
+/// The typed record behind a header of `V`'s world.
+pub(crate) type Record<V> = MutatorRecord<<V as crate::Vm>::Local>;
+
+/// The attachments of one thread, ended by its exit.
+struct ExitHook {
+    attached: RefCell<Vec<(*const Header, Arc<dyn Leave>)>>,
+}
+
+/// A world, as far as a thread that leaves it must know.
+trait Leave: Send + Sync {
+    /// Detaches a record that the thread itself owns.
+    fn leave(&self, header: &Header);
+}
+
+impl<V: StackScanner> Leave for Shared<V> {
+    fn leave(&self, header: &Header) {
+        // A thread that exits inside a pause it holds cannot be helped: the world is lost, and leaking the record is the safe way out.
+        let _ = self.detach(header);
+    }
+}
+
+impl Drop for ExitHook {
+    fn drop(&mut self) {
+        for (header, world) in self.attached.take() {
+            // SAFETY: `world` keeps the record alive; it is this thread's.
+            let header = unsafe { &*header };
+            match header.ownership.get() {
+                Ownership::Thread => world.leave(header),
+                Ownership::Attachment => {
+                    // The attachment has been leaked, or lives in a thread-local that is destroyed later. It can be dropped, not used
+                    // (`Attachment` checks), so it can count as stopped; its roots stay (I9).
+                    header.ownership.set(Ownership::Orphan);
+                    if header.state() == State::Managed {
+                        header.spare().kind.set(FrameKind::Safepoint);
+                        header.word.publish(header.spare.get(), Faults::NONE);
+                    }
+                    unlink(header);
+                }
+                Ownership::Nobody | Ownership::Orphan => {}
+            }
+        }
+    }
+}
+
+/// Calls `f` with the first mutator of this thread, newest first, for which it returns something.
+fn find<T>(mut f: impl FnMut(&Header) -> Option<T>) -> Option<T> {
+    let mut header = CURRENT.with(Cell::get);
+    while !header.is_null() {
+        // SAFETY: records on the list are attached to this thread, and unlinked before they are given back.
+        let record = unsafe { &*header };
+        if let Some(found) = f(record) {
+            return Some(found);
+        }
+        header = record.next_on_thread.get();
+    }
+    None
+}
+
+fn unlink(header: &Header) {
+    let this = ptr::from_ref(header);
+    CURRENT.with(|current| {
+        if current.get() == this {
+            current.set(header.next_on_thread.get());
+            return;
+        }
+        let mut newer = current.get();
+        while !newer.is_null() {
+            // SAFETY: as in `find`.
+            let record = unsafe { &*newer };
+            if record.next_on_thread.get() == this {
+                record.next_on_thread.set(header.next_on_thread.get());
+                return;
+            }
+            newer = record.next_on_thread.get();
+        }
+    });
+}
+
+/// Returns this thread's mutator of a world of type `V`; null if it has none. With several, the one whose foreign call is the innermost.
+#[inline(always)]
+pub(crate) fn current<V: StackScanner>() -> *const Record<V> {
+    let header = CURRENT.with(Cell::get);
+    if header.is_null() {
+        return ptr::null();
+    }
+    // SAFETY: as in `find`.
+    let record = unsafe { &*header };
+    if record.vm_type == TypeId::of::<V>() && record.next_on_thread.get().is_null() {
+        return header.cast();
+    }
+    innermost_slow(TypeId::of::<V>()).cast()
+}
+
+#[cold]
+#[inline(never)]
+fn innermost_slow(vm_type: TypeId) -> *const Header {
+    let mut best: (usize, *const Header) = (usize::MAX, ptr::null());
+    find(|header| {
+        if header.vm_type == vm_type {
+            let frame = header.word.own();
+            // A managed one is taken only if there is no other: it is an error to call in on it, and the caller says so. Native stacks
+            // grow downwards on every machine here, so the innermost crossing has the lowest stack pointer.
+            // SAFETY: the word holds null or a live record.
+            let sp = unsafe { frame.as_ref() }.map_or(usize::MAX, |frame| frame.machine_sp.get());
+            if best.1.is_null() || sp < best.0 {
+                best = (sp, ptr::from_ref(header));
+            }
+        }
+        None::<()>
+    });
+    best.1
+}
+
+impl<V: StackScanner> Shared<V> {
+    /// Returns this thread's mutator of this world; null if it has none.
+    #[inline(always)]
+    pub(crate) fn current(&self) -> *const Record<V> {
+        let world = ptr::from_ref(self).cast::<()>();
+        let header = CURRENT.with(Cell::get);
+        // SAFETY: as in `find`.
+        match unsafe { header.as_ref() } {
+            None => ptr::null(),
+            Some(record) if record.world == world => header.cast(),
+            Some(_) => find(|header| (header.world == world).then_some(ptr::from_ref(header)))
+                .unwrap_or(ptr::null())
+                .cast(),
+        }
+    }
+
+    /// Attaches the calling thread. On return it is managed if `ownership` is an attachment's, foreign if it is the thread's own.
+    pub(crate) fn attach(
+        self: &Arc<Self>,
+        ownership: Ownership,
+        entry_sp: usize,
+    ) -> Result<&Record<V>, AttachError> {
+        if !self.current().is_null() {
+            return Err(AttachError::AlreadyAttached);
+        }
+        // Room for the exit hook's entry first: whatever fails after this leaves nothing attached.
+        EXIT.try_with(|exit| exit.attached.borrow_mut().reserve(1)).map_err(|_| AttachError::ThreadExiting)?;
+        let local = self.vm.attach();
+        let header = self.coordinator.take_idle().unwrap_or_else(|| self.new_record());
+        // SAFETY: an idle or new record of this world; nobody else has it.
+        let record = unsafe { &*header.cast::<Record<V>>() };
+        // SAFETY: as above.
+        unsafe { *record.local.get() = Some(local) };
+        let header = &record.header;
+        header.begin(entry_sp);
+        let undo = scopeguard::guard((), |()| {
+            // SAFETY: not admitted: nobody else has the record.
+            drop(unsafe { (*record.local.get()).take() });
+            self.coordinator.give_idle(header);
+        });
+        match ownership {
+            Ownership::Thread => {
+                header.base.kind.set(FrameKind::ForeignThread);
+                header.word.publish(header.spare.get(), V::FAULTS);
+            }
+            // Managed from the start: no stopper can look until the gate lets it in, and then none is stopping.
+            _ => header.word.reset(),
+        }
+        self.coordinator.admit(header, V::FAULTS)?;
+        scopeguard::ScopeGuard::into_inner(undo);
+        header.ownership.set(ownership);
+        let world: Arc<dyn Leave> = Arc::<Self>::clone(self);
+        // It was there just now, and its destructor runs after this function has returned.
+        let _ = EXIT.try_with(|exit| exit.attached.borrow_mut().push((ptr::from_ref(header), world)));
+        CURRENT.with(|current| {
+            header.next_on_thread.set(current.get());
+            current.set(header);
+        });
+        Ok(record)
+    }
+
+    #[cold]
+    fn new_record(&self) -> *const Header {
+        let record = Box::new(MutatorRecord::<V::Local> {
+            header: Header::new(self.coordinator.fence(), TypeId::of::<V>(), ptr::from_ref(self).cast()),
+            local: UnsafeCell::new(None),
+        });
+        Box::into_raw(record).cast_const().cast()
+    }
+
+    /// Detaches `header`, a mutator of the calling thread: managed in its base activation, or a foreign thread's own between upcalls.
+    ///
+    /// # Errors
+    ///
+    /// What the mutator is doing that forbids it. Nothing has been changed.
+    pub(crate) fn detach(&self, header: &Header) -> Result<(), &'static str> {
+        let orphan = header.ownership.get() == Ownership::Orphan;
+        let own = header.word.own();
+        let at_base = header.spare.get() == &raw const header.base;
+        match header.ownership.get() {
+            Ownership::Attachment => {
+                header.state().after(Event::Detach)?;
+                if !at_base {
+                    return Err("an upcall of it is in progress; detach when the foreign call has returned");
+                }
+                header.base.kind.set(FrameKind::Safepoint);
+                header.word.publish(&raw const header.base, V::FAULTS);
+            }
+            Ownership::Thread if own != &raw const header.base => {
+                return Err("an upcall of it is in progress; detach when the upcall has returned");
+            }
+            Ownership::Thread | Ownership::Orphan => {}
+            Ownership::Nobody => return Err("it is not attached"),
+        }
+        if self.coordinator.dismiss(header, V::FAULTS).is_err() {
+            if own.is_null() {
+                header.word.reset();
+            }
+            return Err("this thread holds a pause of the world; end the pause first");
+        }
+        if !orphan {
+            unlink(header);
+        }
+        // SAFETY: a record of this world, dismissed: nobody else has it.
+        let record = unsafe { &*ptr::from_ref(header).cast::<Record<V>>() };
+        header.end();
+        // SAFETY: as above.
+        let local = unsafe { (*record.local.get()).take() };
+        self.coordinator.give_idle(header);
+        // Last: it may be what keeps the world alive, and the caller holds another for as long as `self` is borrowed.
+        let entry = EXIT.try_with(|exit| {
+            let mut attached = exit.attached.borrow_mut();
+            let index = attached.iter().position(|(entry, _)| ptr::eq(*entry, header))?;
+            Some(attached.swap_remove(index))
+        });
+        drop(local);
+        drop(entry);
+        Ok(())
+    }
+}

@@ -1,0 +1,251 @@
+//! Every fence and poll of the boundary: leaving managed code, and coming back to it.
+
+use crate::activation::{ForeignFrame, after};
+use crate::anchor::Anchor;
+use crate::arch;
+use crate::faults::Faults;
+use crate::record::Header;
+use crate::registry::PauseHeldHere;
+use crate::state::Event;
+use crate::unwind;
+use crate::vm::{Capture, Crossing, FrameKind, Report, StackScanner, Vm};
+use core::panic::Location;
+use core::ptr;
+
+/// Runs a hook that must not unwind: it stands between two states, and there is no caller to tell.
+#[inline(always)]
+fn hook(call: impl FnOnce()) {
+    let unwinding = scopeguard::guard((), |()| {
+        unwind::abort(format_args!("a transition hook panicked; the hooks of `Vm` must not"));
+    });
+    call();
+    scopeguard::ScopeGuard::into_inner(unwinding);
+}
+
+/// Ends a misuse that has a managed caller to tell: panics, naming the mutator's state and the call site.
+#[cold]
+#[inline(never)]
+pub(crate) fn refuse(header: &Header, event: Event, site: &'static Location<'static>) -> ! {
+    let state = header.state();
+    let reason = state.after(event).err().unwrap_or("the mutator is in use elsewhere");
+    panic!("reentry: mutator {} cannot {event} at {site}: it is {state}; {reason}", header.id.get())
+}
+
+/// The panic of a thread that waits for a pause it holds itself.
+#[cold]
+#[inline(never)]
+pub(crate) fn refuse_wait_in_own_pause(what: &str, site: &'static Location<'static>) -> ! {
+    panic!("reentry: {what} at {site} would wait for a pause that this thread holds itself; end the pause first")
+}
+
+/// Becomes foreign, runs `f`, and comes back whether or not it panics.
+#[inline(always)]
+pub(crate) fn cross_out<V: StackScanner, R>(
+    vm: &V,
+    header: &Header,
+    frame: &ForeignFrame,
+    f: impl FnOnce() -> R,
+) -> R {
+    leave_managed(vm, header, frame);
+    let _back = scopeguard::guard((), |()| come_back(vm, header, frame));
+    f()
+}
+
+/// Becomes foreign for a call: the record is complete, and publishing it is the last store.
+#[inline(always)]
+pub(crate) fn leave_managed<V: StackScanner>(vm: &V, header: &Header, frame: &ForeignFrame) {
+    hook(|| vm.leaving_managed(Crossing::ForeignCall));
+    header.word.publish(frame, V::FAULTS);
+}
+
+/// Becomes managed again after a foreign call whose record is `frame`.
+#[inline(always)]
+pub(crate) fn come_back<V: StackScanner>(vm: &V, header: &Header, frame: &ForeignFrame) {
+    if !ptr::eq(header.word.own(), frame) {
+        repair_slow(vm, header, frame);
+    }
+    hook(|| vm.entering_managed(Crossing::ForeignCall));
+    if !header.word.retract(V::FAULTS) && !V::FAULTS.has(Faults::NO_WAIT_ON_RETURN) {
+        wait_slow::<V>(header, frame);
+    }
+}
+
+#[cold]
+#[inline(never)]
+fn wait_slow<V: StackScanner>(header: &Header, frame: &ForeignFrame) {
+    if header.coordinator().wait_published(header, frame, V::FAULTS).is_err() {
+        // Inside `run`, safe code stopped the world, kept the pause, and returned: the pause's closure form makes that impossible.
+        unwind::abort(format_args!(
+            "the foreign call at {} returned inside a pause that its own thread holds",
+            site_of(frame)
+        ));
+    }
+}
+
+/// The call site of a record, to print.
+pub(crate) fn site_of(frame: &ForeignFrame) -> &'static dyn core::fmt::Display {
+    match frame.site.get() {
+        Some(site) => site,
+        None => &"an unknown call site",
+    }
+}
+
+/// Foreign code went past upcalls without returning from them (I5): puts back what they held, and reports.
+#[cold]
+#[inline(never)]
+fn repair_slow<V: Vm>(vm: &V, header: &Header, frame: &ForeignFrame) {
+    let mut skipped = 0;
+    // SAFETY: `spare` and `older` name live records of this mutator.
+    let mut record = unsafe { &*header.spare.get() };
+    while !ptr::eq(record, frame) {
+        skipped += 1;
+        if record.after.get() != 0 {
+            record.finish_slow();
+        }
+        header.roots.release_to(record.roots_base.get());
+        // SAFETY: as above; `frame` is older than `spare`, so the chain does not end before it.
+        record = unsafe { &*record.older };
+    }
+    header.spare.set(frame);
+    vm.report(&Report::ActivationsSkipped { skipped, call_site: frame.site.get() });
+}
+
+/// Becomes managed for an upcall on a mutator whose published record is `saved`.
+///
+/// # Errors
+///
+/// The thread holds a pause itself; it is foreign still.
+#[inline(always)]
+pub(crate) fn come_in<V: StackScanner>(
+    vm: &V,
+    header: &Header,
+    saved: &ForeignFrame,
+) -> Result<(), PauseHeldHere> {
+    hook(|| vm.entering_managed(Crossing::Upcall));
+    if !header.word.retract(V::FAULTS) && !V::FAULTS.has(Faults::NO_WAIT_ON_UPCALL) {
+        header.coordinator().wait_published(header, saved, V::FAULTS)?;
+    }
+    Ok(())
+}
+
+/// Becomes foreign again at the end of an upcall, re-instating the very record that was set aside: the last store (I2).
+#[inline(always)]
+pub(crate) fn go_back_out<V: StackScanner>(vm: &V, header: &Header, saved: &ForeignFrame) {
+    hook(|| vm.leaving_managed(Crossing::Upcall));
+    if V::FAULTS.has(Faults::FOREIGN_BEFORE_REINSTATE) {
+        // What HotSpot's JDK-8331735 did: "foreign" is visible, the frames are not.
+        header.word.publish(ForeignFrame::bare(header.roots.mark()), V::FAULTS);
+    }
+    header.word.publish(saved, V::FAULTS);
+}
+
+/// Publishes the running activation as stopped at a safepoint, runs `f`, and becomes managed again.
+///
+/// The slow half of polls and pauses. The record is the activation's spare one, which no foreign call is using.
+#[cold]
+#[inline(never)]
+pub(crate) fn at_safepoint<V: StackScanner, R>(
+    header: &Header,
+    event: Event,
+    anchor: Option<Anchor>,
+    site: &'static Location<'static>,
+    f: impl FnOnce() -> R,
+) -> R {
+    if header.state().after(event).is_err() {
+        refuse(header, event, site);
+    }
+    let frame = header.spare();
+    frame.site.set(Some(site));
+    frame.kind.set(FrameKind::Safepoint);
+    let result = with_capture::<V, R>(frame, anchor, site, || {
+        header.word.publish(frame, V::FAULTS);
+        let _back = scopeguard::guard((), |()| {
+            let waited = header.word.retract(V::FAULTS)
+                || header.coordinator().wait_published(header, frame, V::FAULTS).is_ok();
+            if !waited {
+                header.word.reset();
+            }
+            frame.kind.set(FrameKind::ForeignCall);
+            if std::thread::panicking() {
+                // The panic under way is the one to tell of; an upcall's would resume at the next foreign call instead.
+                drop(frame.take_pending());
+            } else if !waited {
+                refuse_wait_in_own_pause("a poll", site);
+            }
+        });
+        f()
+    });
+    if frame.after.get() & after::PENDING != 0 {
+        resume_pending(frame);
+    }
+    result
+}
+
+/// Goes on with the panic of an upcall, on the managed side (I7).
+#[cold]
+#[inline(never)]
+pub(crate) fn resume_pending(frame: &ForeignFrame) {
+    if let Some(payload) = frame.take_pending() {
+        unwind::resume(payload);
+    }
+}
+
+/// Fills `frame` with the anchor of a crossing, then runs `f` once.
+#[inline(always)]
+pub(crate) fn with_capture<V: Vm, R>(
+    frame: &ForeignFrame,
+    anchor: Option<Anchor>,
+    site: &'static Location<'static>,
+    f: impl FnOnce() -> R,
+) -> R {
+    match V::CAPTURE {
+        Capture::Registers => with_registers(frame, anchor, f),
+        Capture::Anchor | Capture::Nothing => {
+            match (anchor, V::CAPTURE) {
+                (Some(anchor), _) => {
+                    frame.anchor.set(anchor);
+                    frame.machine_sp.set(arch::stack_pointer());
+                }
+                (None, Capture::Nothing) => {
+                    let sp = arch::stack_pointer();
+                    frame.anchor.set(Anchor::new(0, sp, 0));
+                    frame.machine_sp.set(sp);
+                }
+                (None, _) => {
+                    let captured = arch::anchor(site);
+                    frame.anchor.set(captured);
+                    frame.machine_sp.set(captured.sp);
+                }
+            }
+            f()
+        }
+    }
+}
+
+/// [`with_capture`] for a conservative collector: through the assembly routine that writes the registers down.
+#[inline(never)]
+fn with_registers<R, F: FnOnce() -> R>(frame: &ForeignFrame, anchor: Option<Anchor>, f: F) -> R {
+    struct Call<'f, F, R> {
+        frame: &'f ForeignFrame,
+        given: Option<Anchor>,
+        captured: Anchor,
+        f: Option<F>,
+        result: Option<R>,
+    }
+    unsafe extern "C-unwind" fn shim<F: FnOnce() -> R, R>(data: *mut ()) {
+        // SAFETY: `with_registers` passes its own `Call<F, R>` and does not touch it meanwhile.
+        let call = unsafe { &mut *data.cast::<Call<'_, F, R>>() };
+        call.frame.anchor.set(call.given.unwrap_or(call.captured));
+        call.frame.machine_sp.set(call.captured.sp);
+        let f = call.f.take().expect("the routine calls once");
+        call.result = Some(f());
+    }
+    let mut call = Call { frame, given: anchor, captured: Anchor::default(), f: Some(f), result: None };
+    let data = &raw mut call;
+    // SAFETY: `registers` is the record's own array of SAVED_REGISTERS words, not published yet; `captured` is a field of `call`; `shim` takes
+    // a pointer to a `Call<F, R>`, which outlives the call.
+    unsafe {
+        arch::call_with_registers(frame.registers(), &raw mut (*data).captured, shim::<F, R>, data.cast());
+    }
+    call.result.expect("the routine returns only after `shim` has")
+}

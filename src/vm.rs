@@ -1,0 +1,402 @@
+//! The two traits a VM implements, and what they speak of: segments, slots, plans, reports.
+//!
+//! A VM implements [`Vm`] (what its references are, what it can pin, its hooks) and [`StackScanner`] (how its frames are walked). One
+//! trait set serves three kinds of host:
+//!
+//! | host | anchor | segment |
+//! |---|---|---|
+//! | interpreter with its own movable operand stack | virtual: [`ForeignCall::at`](crate::ForeignCall::at) | from `anchor` to [`older`](Segment::older)`.sp` |
+//! | JIT with stack maps on the native stack | `pc` is the return address, frames by `fp` | from `anchor` to [`entry_sp`](Segment::entry_sp) |
+//! | conservative collector | machine, [`Capture::Registers`] | [`words`](Segment::words) and [`registers`](Segment::registers) |
+
+use crate::anchor::Anchor;
+use crate::faults::Faults;
+use core::fmt;
+use core::marker::PhantomData;
+use core::ops::Range;
+use core::panic::Location;
+use core::ptr::NonNull;
+use std::any::Any;
+
+/// A language VM: its reference type, its per-mutator data, what it accepts as an argument of a foreign call, its hooks.
+///
+/// Calls come from several threads at once. Each method says in which state it is called and what it may do.
+pub trait Vm: Sized + Send + Sync + 'static {
+    /// A reference to a heap object: one machine word at most (checked at compile time). Tagged words and compressed references will do.
+    ///
+    /// The crate copies it and hands out slots that hold it; it never looks inside.
+    type Ref: Copy + Send + 'static;
+
+    /// What the VM keeps for each mutator: its operand stack, its allocation buffer.
+    ///
+    /// Reached from its own thread through [`Mutator::local`](crate::Mutator::local) and, in a pause, from the
+    /// stopper's through [`StoppedMutator::local`](crate::StoppedMutator::local); never by both at once, hence `Send` and not `Sync`.
+    type Local: Send + 'static;
+
+    /// How much of the machine a crossing records when the VM gives no anchor of its own. See [`Capture`].
+    const CAPTURE: Capture = Capture::Anchor;
+
+    /// Makes the data of a mutator that is being attached. Called on its thread, before it is a mutator: may allocate and block, must not
+    /// touch the heap. May panic; then the thread is not attached.
+    fn attach(&self) -> Self::Local;
+
+    /// Says whether `reference` can be an argument of a foreign call under `plan`.
+    ///
+    /// Called for each root and pin as it is declared, on the mutator's thread, managed. Must not poll or collect. A collector that cannot pin
+    /// answers [`ArgumentError::CannotPin`] here: asking for more than the VM supports is an error at the call, not a hang in a
+    /// collector. The default accepts everything and costs nothing.
+    ///
+    /// # Errors
+    ///
+    /// What the VM finds wrong with the argument.
+    #[inline(always)]
+    fn admit(&self, reference: Self::Ref, plan: ArgumentPlan) -> Result<(), ArgumentError> {
+        let _ = (reference, plan);
+        Ok(())
+    }
+
+    /// Runs just before a mutator becomes foreign, while it is managed still: on the way into a foreign call, and on the way
+    /// back from an upcall. A VM with a global lock releases it here.
+    ///
+    /// Must not poll, allocate on the heap or panic (a panic aborts the process). The default costs nothing.
+    #[inline(always)]
+    fn leaving_managed(&self, crossing: Crossing) {
+        let _ = crossing;
+    }
+
+    /// Runs just before a mutator becomes managed, while it is foreign still: on the way back from a foreign call, and on the way into an
+    /// upcall. A VM with a global lock takes it here.
+    ///
+    /// May block: a pause does not wait for this thread. Must not touch the heap or panic (a panic aborts the process). The default
+    /// costs nothing.
+    #[inline(always)]
+    fn entering_managed(&self, crossing: Crossing) {
+        let _ = crossing;
+    }
+
+    /// Receives what happened that no caller can be told of. The default writes it to standard error.
+    ///
+    /// Called on the thread it happened on, in any state: must not touch the heap, poll or call back into the crate.
+    fn report(&self, report: &Report<'_>) {
+        eprintln!("reentry: {report}");
+    }
+}
+
+/// How a VM's frames are walked: the one thing a collector must implement.
+///
+/// # Safety
+///
+/// The crate trusts an implementation with the liveness of every object. It must keep these obligations:
+///
+/// - **S1 Complete.** [`scan_segment`](Self::scan_segment) reports every reference that managed code of the segment may use after the segment runs again,
+///   each in the slot it will be read from. What the crate's own guards declare is reported by the crate and may be reported
+///   again. Whether an argument of a foreign call is live *after* the call is the VM's affair; that it is live *during* the call is the guard's.
+/// - **S2 Exact slots.** Each slot reported is valid for reads and writes of a `Ref` during the pause and holds one.
+/// - **S3 Repeatable.** Scanning has no side effects that a second scan in the same pause could see; some collectors ask twice.
+/// - **S4 Inert.** Scanning neither allocates on the heap, nor polls, nor takes a lock that a mutator may hold while stopped or
+///   foreign. It may panic: the pause ends and the panic goes to whoever paused.
+/// - **S5 Only the segment.** It reads frames of this segment alone; frames below belong to foreign code or to another segment.
+/// - **S6 No faults.** `FAULTS` is [`Faults::NONE`](crate::faults::Faults::NONE) except in a test that wants the protection gone.
+pub unsafe trait StackScanner: Vm {
+    /// Test-only: protections taken away. See [`faults`](crate::faults).
+    #[doc(hidden)]
+    const FAULTS: Faults = Faults::NONE;
+
+    /// Reports the references of one segment of one stopped mutator, newest frame first.
+    ///
+    /// Called on the stopper's thread, during a pause, once for each segment of each mutator and enumeration.
+    fn scan_segment(
+        &self,
+        local: &Self::Local,
+        segment: &Segment<'_>,
+        visitor: &mut dyn RootVisitor<Self::Ref>,
+    );
+}
+
+/// Receives the roots of a stopped world. A collector implements it.
+pub trait RootVisitor<R> {
+    /// A slot that holds a live reference. The object may move if the slot is updated.
+    fn slot(&mut self, slot: Slot<'_, R>);
+
+    /// A live reference whose object must not move: foreign code has its address.
+    fn pinned(&mut self, reference: R);
+
+    /// A live reference; neither its object nor any object reachable from it may move.
+    fn transitively_pinned(&mut self, reference: R);
+}
+
+/// The word a collector may rewrite when the object it refers to moves.
+pub struct Slot<'p, R> {
+    address: NonNull<R>,
+    _pause: PhantomData<&'p mut R>,
+}
+
+impl<R: Copy> Slot<'_, R> {
+    /// Makes a slot of the address of a reference.
+    ///
+    /// # Safety
+    ///
+    /// `address` is valid for reads and writes of an `R`, is aligned, and holds one, for as long as the slot is used (obligation S2).
+    #[inline]
+    #[must_use]
+    pub unsafe fn new(address: NonNull<R>) -> Self {
+        Self { address, _pause: PhantomData }
+    }
+
+    /// Reads the reference.
+    #[inline]
+    #[must_use]
+    pub fn load(&self) -> R {
+        // SAFETY: S2, promised to `new`.
+        unsafe { self.address.as_ptr().read() }
+    }
+
+    /// Writes the object's new address.
+    #[inline]
+    pub fn store(&mut self, reference: R) {
+        // SAFETY: S2, promised to `new`.
+        unsafe { self.address.as_ptr().write(reference) }
+    }
+
+    /// Returns the slot's own address, which identifies it.
+    #[inline]
+    #[must_use]
+    pub fn address(&self) -> usize {
+        self.address.addr().get()
+    }
+}
+
+impl<R> fmt::Debug for Slot<'_, R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Slot({:p})", self.address)
+    }
+}
+
+/// The stack range of one activation of a stopped mutator: one contiguous run of managed frames.
+#[derive(Clone, Copy, Debug)]
+pub struct Segment<'p> {
+    pub(crate) anchor: Anchor,
+    pub(crate) older: Option<Anchor>,
+    pub(crate) machine_sp: usize,
+    pub(crate) entry_sp: usize,
+    pub(crate) registers: &'p [usize],
+    pub(crate) depth: usize,
+    pub(crate) newest: bool,
+    pub(crate) kind: FrameKind,
+    pub(crate) call_site: Option<&'static Location<'static>>,
+}
+
+impl<'p> Segment<'p> {
+    /// Where the walk starts: the newest managed frame, as the record names it.
+    #[must_use]
+    pub fn anchor(&self) -> Anchor {
+        self.anchor
+    }
+
+    /// The anchor of the next older activation, or `None` for the oldest. Where both anchors are in one managed stack, this segment
+    /// ends where that one's newest frame ends.
+    #[must_use]
+    pub fn older(&self) -> Option<Anchor> {
+        self.older
+    }
+
+    /// The machine stack pointer at which this activation was entered; its native frames lie below (0 where the thread was
+    /// attached without a known stack base).
+    #[must_use]
+    pub fn entry_sp(&self) -> usize {
+        self.entry_sp
+    }
+
+    /// The addresses of the native stack that belong to this activation, for a conservative scan. Foreign frames are not in it.
+    #[must_use]
+    pub fn words(&self) -> Range<usize> {
+        self.machine_sp..self.entry_sp.max(self.machine_sp)
+    }
+
+    /// The callee-saved registers at the crossing, if [`Capture::Registers`] asked for them; else empty.
+    #[must_use]
+    pub fn registers(&self) -> &'p [usize] {
+        self.registers
+    }
+
+    /// How many activations of this mutator are older.
+    #[must_use]
+    pub fn depth(&self) -> usize {
+        self.depth
+    }
+
+    /// Says whether no activation of this mutator is newer.
+    #[must_use]
+    pub fn is_newest(&self) -> bool {
+        self.newest
+    }
+
+    /// What the mutator was doing at the anchor.
+    #[must_use]
+    pub fn kind(&self) -> FrameKind {
+        self.kind
+    }
+
+    /// Where in the VM's source the crossing stands.
+    #[must_use]
+    pub fn call_site(&self) -> Option<&'static Location<'static>> {
+        self.call_site
+    }
+}
+
+/// What a mutator was doing when it published a record.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash, Default)]
+#[non_exhaustive]
+pub enum FrameKind {
+    /// It called foreign code.
+    #[default]
+    ForeignCall,
+    /// It stopped at a poll, waits to attach or detach, or holds a pause.
+    Safepoint,
+    /// A foreign thread that attached itself: there is no managed frame below.
+    ForeignThread,
+}
+
+impl fmt::Display for FrameKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::ForeignCall => "foreign call",
+            Self::Safepoint => "safepoint",
+            Self::ForeignThread => "foreign thread",
+        })
+    }
+}
+
+/// How much of the machine a crossing records when the VM gives no anchor of its own.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub enum Capture {
+    /// Nothing but the stack pointer: for a VM that gives every crossing an anchor of its own.
+    Nothing,
+    /// pc, sp and fp of the frame that makes the call.
+    Anchor,
+    /// The same, and every callee-saved register: a conservative collector must see what a foreign callee would push on its own
+    /// frame, where no scan looks. The call then goes through an assembly routine.
+    Registers,
+}
+
+/// Which crossing a hook is called for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
+pub enum Crossing {
+    /// A foreign call begins or ends.
+    ForeignCall,
+    /// An upcall begins or ends.
+    Upcall,
+}
+
+/// What is to be done about one argument of a foreign call.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
+#[non_exhaustive]
+pub enum ArgumentPlan {
+    /// The guard's own slot: the object stays alive and may move; C reads its address through the slot.
+    Root,
+    /// The VM's own stack slot: as `Root`, and the slot follows the stack when it moves.
+    RootInPlace,
+    /// The object stays alive and does not move.
+    Pin,
+    /// Neither the object nor anything reachable from it moves.
+    TransitivePin,
+}
+
+impl fmt::Display for ArgumentPlan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Root => "root",
+            Self::RootInPlace => "root in place",
+            Self::Pin => "pin",
+            Self::TransitivePin => "transitive pin",
+        })
+    }
+}
+
+/// Why a VM refuses an argument.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ArgumentError {
+    /// The collector cannot pin.
+    #[error("this collector cannot do a `{0}`; root the object instead and let C read it through the slot")]
+    CannotPin(ArgumentPlan),
+    /// The reference is not one of this world's heap.
+    #[error("the reference {reference:#x} is not of this world's heap; it may belong to another world, or be stale")]
+    NotOfThisWorld {
+        /// The reference, as a word.
+        reference: usize,
+    },
+    /// The reference names something that has no address C could use.
+    #[error("the reference {reference:#x} has no address to pin; pass the value itself")]
+    NotAnObject {
+        /// The reference, as a word.
+        reference: usize,
+    },
+}
+
+/// Something that happened where no caller can be told of it.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum Report<'r> {
+    /// An upcall panicked on a foreign thread that has no managed caller. C got the fallback value; the panic ends here.
+    UpcallPanicUnclaimed {
+        /// The panic's payload.
+        payload: &'r (dyn Any + Send),
+    },
+    /// A second upcall of one foreign call panicked. The first panic is carried; this one ends here.
+    UpcallPanicSuperseded {
+        /// The panic's payload.
+        payload: &'r (dyn Any + Send),
+    },
+    /// A foreign thread called in after the world was shut down. C got the fallback value.
+    UpcallAfterShutdown,
+    /// A foreign thread called in while its thread-locals were being destroyed. C got the fallback value.
+    UpcallAtThreadExit,
+    /// Foreign code skipped the frames of `skipped` upcalls (`longjmp`, a foreign exception). What they held has been released.
+    ActivationsSkipped {
+        /// How many activations were skipped.
+        skipped: usize,
+        /// The foreign call that found out.
+        call_site: Option<&'static Location<'static>>,
+    },
+}
+
+impl fmt::Display for Report<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fn text(payload: &(dyn Any + Send)) -> &str {
+            if let Some(text) = payload.downcast_ref::<&'static str>() {
+                text
+            } else if let Some(text) = payload.downcast_ref::<String>() {
+                text
+            } else {
+                "a payload that is not text"
+            }
+        }
+        match self {
+            Self::UpcallPanicUnclaimed { payload } => write!(
+                f,
+                "an upcall on a foreign thread panicked, and no managed caller is there to take it: {}; C got the fallback value",
+                text(*payload)
+            ),
+            Self::UpcallPanicSuperseded { payload } => write!(
+                f,
+                "a second upcall of the same foreign call panicked: {}; the first panic is the one that resumes",
+                text(*payload)
+            ),
+            Self::UpcallAfterShutdown => {
+                f.write_str("a foreign thread called in after shutdown; C got the fallback value")
+            }
+            Self::UpcallAtThreadExit => {
+                f.write_str("a foreign thread called in while it was exiting; C got the fallback value")
+            }
+            Self::ActivationsSkipped { skipped, call_site } => {
+                write!(f, "foreign code skipped the frames of {skipped} upcall(s)")?;
+                match call_site {
+                    Some(site) => write!(f, " of the foreign call at {site}; what they held has been released"),
+                    None => f.write_str("; what they held has been released"),
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,297 @@
+//! [`World`]: one VM instance with its mutators; [`Attachment`]: a thread's part in it.
+
+use crate::arch;
+use crate::home::set_home;
+use crate::mutator::Mutator;
+use crate::pause::{Shared, StoppedWorld};
+use crate::pin::{PinTable, Pinner};
+use crate::record::Ownership;
+use crate::registry::{AttachError, Coordinator};
+use crate::state::State;
+use crate::sync::FenceStrategy;
+use crate::transition::refuse_wait_in_own_pause;
+use crate::vm::StackScanner;
+use core::fmt;
+use core::ops::{Deref, DerefMut};
+use core::panic::Location;
+use std::sync::Arc;
+
+/// One VM instance: its heap, its mutators, its pauses. Cloning it makes another handle to the same world.
+///
+/// Several worlds can live in one process, also on one thread, nested either way; a pause of one does not touch the others.
+pub struct World<V: StackScanner> {
+    shared: Arc<Shared<V>>,
+}
+
+impl<V: StackScanner> World<V> {
+    /// Makes a world with the best fence strategy this process can use.
+    #[must_use]
+    pub fn new(vm: V) -> Self {
+        Self::builder().build(vm)
+    }
+
+    /// Starts building a world with choices of its own.
+    #[must_use]
+    pub fn builder() -> WorldBuilder {
+        WorldBuilder { fence: FenceStrategy::probe() }
+    }
+
+    /// A handle that does not keep the world alive.
+    #[cfg(feature = "testkit")]
+    pub(crate) fn downgrade(&self) -> std::sync::Weak<Shared<V>> {
+        Arc::downgrade(&self.shared)
+    }
+
+    #[cfg(feature = "testkit")]
+    pub(crate) fn from_weak(weak: &std::sync::Weak<Shared<V>>) -> Option<Self> {
+        weak.upgrade().map(|shared| Self { shared })
+    }
+
+    pub(crate) fn shared(&self) -> &Arc<Shared<V>> {
+        &self.shared
+    }
+
+    /// The VM.
+    #[must_use]
+    pub fn vm(&self) -> &V {
+        &self.shared.vm
+    }
+
+    /// How this world orders crossings against pauses.
+    #[must_use]
+    pub fn fence(&self) -> FenceStrategy {
+        self.shared.coordinator.fence()
+    }
+
+    /// Attaches this thread: registers it and makes it managed, nothing else. Waits while a pause is in force.
+    ///
+    /// For a conservative collector, the segment of the base activation ends at the thread's stack base where the system tells it; see
+    /// [`attach_at`](Self::attach_at) to give it.
+    ///
+    /// # Errors
+    ///
+    /// If the thread is attached already, holds a pause of this world, or is exiting; or if the world has been shut down.
+    pub fn attach(&self) -> Result<Attachment<V>, AttachError> {
+        self.attach_at(arch::stack_base().unwrap_or(0))
+    }
+
+    /// [`attach`](Self::attach), with the machine address below which this thread's managed frames will lie.
+    ///
+    /// # Errors
+    ///
+    /// As [`attach`](Self::attach).
+    pub fn attach_at(&self, stack_base: usize) -> Result<Attachment<V>, AttachError> {
+        let record = self.shared.attach(Ownership::Attachment, stack_base)?;
+        // SAFETY: attached to this thread until the attachment is dropped, which the handle does not outlive; `deref_mut` refuses it once
+        // the thread's exit hook has run.
+        let mutator = unsafe { Mutator::new(record) };
+        Ok(Attachment { mutator, shared: Arc::clone(&self.shared) })
+    }
+
+    /// Stops the world, runs `f` with the proof, and resumes the world: for a thread that is no mutator of it, or is in a foreign call.
+    ///
+    /// Mutators in foreign code do not delay it. If another pause is in force it waits for that one first.
+    ///
+    /// # Panics
+    ///
+    /// If this thread is managed in this world (use [`Mutator::pause`], which publishes its frames) or holds a pause of it already; and with what `f` panics
+    /// with, after resuming the world.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use reentry::{testkit::TestVm, World};
+    /// let world = World::new(TestVm::new());
+    /// let mut mutator = world.attach()?;
+    /// let stopped = mutator.foreign_call().run(|| {
+    ///     // Another thread may collect while this one is in C; so may this one.
+    ///     std::thread::scope(|scope| {
+    ///         scope.spawn(|| world.pause(|stopped| stopped.mutators().count())).join().unwrap()
+    ///     })
+    /// });
+    /// assert_eq!(stopped, 1);
+    /// # Ok::<(), reentry::AttachError>(())
+    /// ```
+    #[track_caller]
+    pub fn pause<R>(&self, f: impl FnOnce(&StoppedWorld<'_, V>) -> R) -> R {
+        let site = Location::caller();
+        // SAFETY: null, or this thread's attached record.
+        if let Some(record) = unsafe { self.shared.current().as_ref() } {
+            assert!(
+                record.header.state() != State::Managed,
+                "reentry: mutator {} cannot be paused at {site} through the world: this thread is managed and would wait for itself; \
+                 use `Mutator::pause`",
+                record.header.id.get()
+            );
+        }
+        match self.shared.stop() {
+            Ok(stopped) => f(&stopped),
+            Err(_) => refuse_wait_in_own_pause("a pause", site),
+        }
+    }
+
+    /// Makes this the world of foreign threads that call an [`upcall_fn`](crate::upcall_fn) of this VM type, in place of
+    /// any other.
+    pub fn adopt_foreign_threads(&self) {
+        set_home(&self.shared);
+    }
+
+    /// Makes an owner of pins that outlive a call. See [`Pinner`].
+    pub fn pinner(&self) -> Pinner<V::Ref> {
+        Pinner::new(Arc::clone(&self.shared.pins))
+    }
+
+    /// Returns how many mutators are attached, foreign threads included.
+    #[must_use]
+    pub fn attached(&self) -> usize {
+        self.shared.coordinator.attached()
+    }
+
+    /// Detaches this thread if it attached itself on an upcall, rather than at its exit. Does nothing if it is not attached.
+    ///
+    /// # Errors
+    ///
+    /// If the thread's attachment belongs to an [`Attachment`], if it is inside an upcall or a foreign call, or if it holds a pause.
+    pub fn detach_foreign_thread(&self) -> Result<(), DetachError> {
+        // SAFETY: null, or this thread's attached record.
+        let Some(record) = (unsafe { self.shared.current().as_ref() }) else { return Ok(()) };
+        if record.header.ownership.get() != Ownership::Thread {
+            return Err(DetachError::Owned);
+        }
+        self.shared.detach(&record.header).map_err(|reason| DetachError::Busy { reason })
+    }
+
+    /// Shuts the world to new threads: attaching is an error, and a foreign thread's first upcall gets the fallback value. Attached threads go on.
+    pub fn shutdown(&self) {
+        self.shared.coordinator.close();
+    }
+
+    /// Says whether the world has been shut down.
+    #[must_use]
+    pub fn is_shut_down(&self) -> bool {
+        self.shared.coordinator.is_closed()
+    }
+}
+
+impl<V: StackScanner> Clone for World<V> {
+    fn clone(&self) -> Self {
+        Self { shared: Arc::clone(&self.shared) }
+    }
+}
+
+impl<V: StackScanner> fmt::Debug for World<V> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("World")
+            .field("fence", &self.fence())
+            .field("attached", &self.attached())
+            .field("shut_down", &self.is_shut_down())
+            .finish_non_exhaustive()
+    }
+}
+
+/// The choices of a world that is being made.
+#[derive(Clone, Copy, Debug)]
+pub struct WorldBuilder {
+    fence: FenceStrategy,
+}
+
+impl WorldBuilder {
+    /// Chooses the fence strategy; [`FenceStrategy::probe`] otherwise.
+    ///
+    /// # Panics
+    ///
+    /// If this process cannot use it: see [`FenceStrategy::is_supported`].
+    #[must_use]
+    #[track_caller]
+    pub fn fence(mut self, fence: FenceStrategy) -> Self {
+        assert!(fence.is_supported(), "reentry: {fence:?} is not supported here; use `FenceStrategy::probe()`");
+        self.fence = fence;
+        self
+    }
+
+    /// Makes the world.
+    #[must_use]
+    pub fn build<V: StackScanner>(self, vm: V) -> World<V> {
+        World {
+            shared: Arc::new(Shared {
+                coordinator: Coordinator::new(self.fence),
+                vm,
+                pins: Arc::new(PinTable::new()),
+            }),
+        }
+    }
+}
+
+/// A thread's part in a world: dropping it detaches the thread. It lends the thread's [`Mutator`].
+///
+/// Leaking it leaves the thread attached until it exits, and its roots for ever (I9).
+#[must_use = "dropping an `Attachment` detaches the thread at once"]
+pub struct Attachment<V: StackScanner> {
+    mutator: Mutator<'static, V>,
+    shared: Arc<Shared<V>>,
+}
+
+impl<V: StackScanner> Attachment<V> {
+    #[inline(always)]
+    fn check(&self) {
+        if self.mutator.header().ownership.get() != Ownership::Attachment {
+            orphaned();
+        }
+    }
+}
+
+#[cold]
+#[inline(never)]
+fn orphaned() -> ! {
+    panic!("reentry: an `Attachment` was used after its thread's exit hook had run; drop it before the thread ends")
+}
+
+impl<V: StackScanner> Deref for Attachment<V> {
+    type Target = Mutator<'static, V>;
+
+    #[inline(always)]
+    fn deref(&self) -> &Self::Target {
+        self.check();
+        &self.mutator
+    }
+}
+
+impl<V: StackScanner> DerefMut for Attachment<V> {
+    #[inline(always)]
+    fn deref_mut(&mut self) -> &mut Self::Target {
+        self.check();
+        &mut self.mutator
+    }
+}
+
+impl<V: StackScanner> Drop for Attachment<V> {
+    #[track_caller]
+    fn drop(&mut self) {
+        if let Err(reason) = self.shared.detach(self.mutator.header())
+            && !std::thread::panicking()
+        {
+            panic!("reentry: mutator {} cannot detach: {reason}", self.mutator.id());
+        }
+    }
+}
+
+impl<V: StackScanner> fmt::Debug for Attachment<V> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Attachment").field(&self.mutator).finish()
+    }
+}
+
+/// Why a thread could not be detached.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum DetachError {
+    /// The attachment has an owner.
+    #[error("this thread is attached through an `Attachment`; drop that instead")]
+    Owned,
+    /// The mutator is in use.
+    #[error("this thread cannot detach: {reason}")]
+    Busy {
+        /// What it is doing.
+        reason: &'static str,
+    },
+}

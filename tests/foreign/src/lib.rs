@@ -1,0 +1,83 @@
+//! The C side of reentry's tests, examples and benches: real foreign code, compiled by the `cc` crate.
+//!
+//! Every function is what its C source says; whoever calls one promises valid pointers and functions that may be called.
+#![expect(clippy::missing_safety_doc, reason = "said once, above: they are declarations of C functions")]
+
+use core::ffi::{c_int, c_uchar, c_void};
+use core::sync::atomic::AtomicU32;
+
+/// A callback of one `int`.
+pub type Callback = extern "C" fn(c_int) -> c_int;
+
+/// What [`foreign_fill`] writes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[repr(C)]
+pub struct Pair {
+    /// Written first.
+    pub first: i64,
+    /// Written second.
+    pub second: i64,
+}
+
+macro_rules! foreign {
+    ($($(#[$meta:meta])* fn $name:ident($($argument:ident: $ty:ty),*) $(-> $result:ty)?;)*) => {
+        unsafe extern "C" {
+            $($(#[$meta])* pub fn $name($($argument: $ty),*) $(-> $result)?;)*
+        }
+    };
+}
+
+foreign! {
+    /// The sum.
+    fn foreign_add(a: c_int, b: c_int) -> c_int;
+    /// Does nothing.
+    fn foreign_nothing();
+    /// `callback(x)`.
+    fn foreign_call_back(callback: Callback, x: c_int) -> c_int;
+    /// `callback(x, data)`.
+    fn foreign_call_back_last(callback: unsafe extern "C" fn(c_int, *mut c_void) -> c_int, x: c_int, data: *mut c_void) -> c_int;
+    /// `callback(data, x)`.
+    fn foreign_call_back_first(callback: unsafe extern "C" fn(*mut c_void, c_int) -> c_int, data: *mut c_void, x: c_int) -> c_int;
+    /// The sum of `callback(0)` to `callback(count - 1)`.
+    fn foreign_call_back_many(callback: Callback, count: c_int) -> i64;
+    /// `callback(x)` from below 64 KiB of C frame; -1 if the frame was damaged.
+    fn foreign_call_back_below_64k(callback: Callback, x: c_int) -> c_int;
+    /// `callback(x)`, then adds one to `cleaned_up`.
+    fn foreign_call_back_and_clean_up(callback: Callback, x: c_int, cleaned_up: *mut c_int) -> c_int;
+    /// Sets `errno` and returns -1.
+    fn foreign_fail(error: c_int) -> c_int;
+    /// `callback(x)`, then sets `errno` and returns -1.
+    fn foreign_call_back_then_fail(callback: Callback, x: c_int, error: c_int) -> c_int;
+    /// Writes `callback(1)` and `callback(2)` to `out`.
+    fn foreign_fill(out: *mut Pair, callback: Callback);
+    /// The bytes `offset` behind what `slot` refers to, summed before and after `callback(0)`.
+    fn foreign_sum_through_slot(slot: *const *mut c_void, offset: usize, length: usize, callback: Option<Callback>) -> u64;
+    /// The bytes at an address, summed before and after `callback(0)`.
+    fn foreign_sum_twice(bytes: *const c_uchar, length: usize, callback: Option<Callback>) -> u64;
+    /// `give(take())` with `between(0)` in between.
+    fn foreign_take_and_give(take: extern "C" fn() -> *mut c_void, between: Callback, give: extern "C" fn(*mut c_void) -> c_int) -> c_int;
+    /// The founding scenario's foreign half: phase 1, the callbacks, phase 5.
+    fn foreign_founding(word: *const AtomicU32, callback: unsafe extern "C" fn(*mut c_void), data: *mut c_void, callbacks: u32);
+    /// Stores one value in the word and spins until it is another.
+    fn foreign_advance(word: *const AtomicU32, store: u32, wait: u32);
+    /// Runs `threads` pthreads that call back `calls` times each; the sum of the results.
+    fn foreign_threads(threads: c_int, calls: c_int, callback: Callback) -> i64;
+    /// `callback(0)` on a pthread of its own.
+    fn foreign_call_back_elsewhere(callback: Callback, x: c_int) -> c_int;
+    /// Calls back with 0 arguments.
+    fn foreign_arity_0(f: extern "C" fn() -> i64) -> i64;
+    /// Calls back with 1 argument; argument i is 1 << i, here and below.
+    fn foreign_arity_1(f: extern "C" fn(i64) -> i64) -> i64;
+    /// Calls back with 3 arguments.
+    fn foreign_arity_3(f: extern "C" fn(i64, i64, i64) -> i64) -> i64;
+    /// Calls back with 6 arguments.
+    fn foreign_arity_6(f: extern "C" fn(i64, i64, i64, i64, i64, i64) -> i64) -> i64;
+    /// Calls back with 7 arguments.
+    fn foreign_arity_7(f: extern "C" fn(i64, i64, i64, i64, i64, i64, i64) -> i64) -> i64;
+    /// Calls back with 8 arguments.
+    fn foreign_arity_8(f: extern "C" fn(i64, i64, i64, i64, i64, i64, i64, i64) -> i64) -> i64;
+    /// Calls back with 11 arguments.
+    fn foreign_arity_11(f: extern "C" fn(i64, i64, i64, i64, i64, i64, i64, i64, i64, i64, i64) -> i64) -> i64;
+    /// Calls back with 12 arguments.
+    fn foreign_arity_12(f: extern "C" fn(i64, i64, i64, i64, i64, i64, i64, i64, i64, i64, i64, i64) -> i64) -> i64;
+}
