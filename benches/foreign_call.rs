@@ -3,11 +3,11 @@
 
 mod common;
 
-use common::{SecondThread, Word, criterion, world};
+use common::{BenchVm, SecondThread, Word, criterion, world};
 use core::ffi::c_int;
 use core::hint::black_box;
 use criterion::{Criterion, criterion_group, criterion_main};
-use reentry::FenceStrategy;
+use reentry::{FenceStrategy, Mutator};
 use reentry_foreign::foreign_add;
 
 type Add = unsafe extern "C" fn(c_int, c_int) -> c_int;
@@ -20,7 +20,8 @@ fn foreign_call(c: &mut Criterion) {
     group.bench_function("bare", |b| b.iter(|| unsafe { black_box(add)(black_box(1), black_box(2)) }));
     for (fence, name) in [(FenceStrategy::Asymmetric, "asymmetric"), (FenceStrategy::Symmetric, "symmetric")] {
         let Some(world) = world(fence) else { continue };
-        let mut mutator = world.attach().expect("a new world, a new thread");
+        let mut attachment = world.attach().expect("a new world, a new thread");
+        let mutator: &mut Mutator<'_, BenchVm> = &mut attachment;
         if fence == FenceStrategy::Asymmetric {
             group.bench_function("leaf", |b| {
                 // SAFETY: `foreign_add` is short and does nothing else.

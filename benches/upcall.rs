@@ -44,7 +44,8 @@ fn upcall(c: &mut Criterion) {
     group.bench_function("bare", |b| b.iter(|| unsafe { black_box(call)(black_box(bare), black_box(1)) }));
     group.bench_function("bare_nested_3", |b| b.iter(|| bare_nested(black_box(3))));
     let world = world(FenceStrategy::probe()).expect("probed");
-    let mut mutator = world.attach().expect("a new world, a new thread");
+    let mut attachment = world.attach().expect("a new world, a new thread");
+    let mutator: &mut Mutator<'_, BenchVm> = &mut attachment;
     let callback: Callback = upcall_fn(managed);
     group.bench_function("function_item", |b| {
         b.iter(|| mutator.foreign_call().run(|| unsafe { black_box(call)(black_box(callback), black_box(1)) }));
@@ -57,7 +58,7 @@ fn upcall(c: &mut Criterion) {
             mutator.foreign_call().run(|| unsafe { foreign_call_back_last(black_box(function), black_box(1), data) })
         });
     });
-    group.bench_function("nested_3", |b| b.iter(|| nested(&mut mutator, black_box(3))));
+    group.bench_function("nested_3", |b| b.iter(|| nested(mutator, black_box(3))));
     group.finish();
 
     let mut group = c.benchmark_group("poll");

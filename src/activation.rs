@@ -21,7 +21,7 @@ use crate::arch;
 use crate::root_stack::{EntryKind, RootEntry, RootMark, RootStack};
 use crate::sync::Cell;
 use crate::unwind::Payload;
-use crate::vm::FrameKind;
+use crate::vm::{Capture, FrameKind, Vm};
 use bumpalo::Bump;
 use core::cell::UnsafeCell;
 use core::ops::Range;
@@ -33,7 +33,7 @@ use core::ptr;
 pub(crate) struct ForeignFrame {
     /// Where the walk of this activation starts.
     pub(crate) anchor: Cell<Anchor>,
-    /// The machine stack pointer at the crossing (equal to `anchor.sp` unless the anchor is virtual).
+    /// The machine stack pointer at the crossing, where it is not `anchor.sp`: see [`ForeignFrame::native_sp`].
     pub(crate) machine_sp: Cell<usize>,
     /// The source line of the crossing.
     pub(crate) site: Cell<Option<&'static Location<'static>>>,
@@ -88,6 +88,15 @@ impl ForeignFrame {
             registers: UnsafeCell::new([0; arch::SAVED_REGISTERS]),
             arena: UnsafeCell::new(Bump::new()),
             pending: UnsafeCell::new(None),
+        }
+    }
+
+    /// The machine stack pointer at the crossing. With [`Capture::Anchor`] every anchor is a machine's, given or captured; then a second store
+    /// is spared.
+    pub(crate) fn native_sp<V: Vm>(&self) -> usize {
+        match V::CAPTURE {
+            Capture::Anchor => self.anchor.get().sp,
+            Capture::Nothing | Capture::Registers => self.machine_sp.get(),
         }
     }
 

@@ -25,11 +25,12 @@ use crate::errno::Errno;
 use crate::mutator::Mutator;
 use crate::record::Header;
 use crate::root::{Argument, Pinned, Root};
-use crate::root_stack::{EntryKind, RootMark};
+use crate::root_stack::{EntryKind, RootEntry, RootMark};
 use crate::state::Event;
 use crate::thread::Record;
 use crate::transition::{cross_out, refuse, resume_pending, with_capture};
 use crate::vm::{ArgumentError, ArgumentPlan, Report, StackScanner};
+use bumpalo::Bump;
 use core::ffi::{CStr, c_char, c_void};
 use core::fmt;
 use core::hint::black_box;
@@ -74,11 +75,15 @@ impl<V: StackScanner> Mutator<'_, V> {
         if !header.word.own().is_null() {
             refuse(header, Event::ForeignCall, Location::caller());
         }
+        let mark = header.roots.mark();
         ForeignCall {
             record,
-            frame: header.spare(),
-            mark: header.roots.mark(),
+            frame: self.frame(),
+            mark,
+            top: mark,
             anchor: None,
+            declared: false,
+            unfinished: false,
             _mutator: PhantomData,
         }
     }
@@ -93,7 +98,14 @@ pub struct ForeignCall<'m, V: StackScanner> {
     record: &'m Record<V>,
     frame: &'m ForeignFrame,
     mark: RootMark,
+    /// The root stack's top as this guard last stored it: pushing reads nothing back.
+    top: RootMark,
     anchor: Option<Anchor>,
+    /// Whether entries were pushed. Known to the compiler where the guard is used in one function, like `unfinished`: what a call did not use costs it
+    /// nothing.
+    declared: bool,
+    /// Whether the record may hold argument memory, results or a panic.
+    unfinished: bool,
     _mutator: PhantomData<(&'m mut (), *mut ())>,
 }
 
@@ -101,6 +113,19 @@ impl<'m, V: StackScanner> ForeignCall<'m, V> {
     #[inline(always)]
     fn header(&self) -> &'m Header {
         &self.record.header
+    }
+
+    #[inline(always)]
+    fn push<T>(&mut self, kind: EntryKind, value: T) -> *const RootEntry {
+        self.declared = true;
+        let (entry, top) = self.header().roots.push(self.top, kind, value);
+        self.top = top;
+        entry
+    }
+
+    fn arena(&mut self) -> &'m Bump {
+        self.unfinished = true;
+        self.frame.arena()
     }
 
     #[inline(always)]
@@ -142,7 +167,8 @@ impl<'m, V: StackScanner> ForeignCall<'m, V> {
     #[inline(always)]
     pub fn try_root(&mut self, reference: V::Ref) -> Result<Root<'m, V::Ref>, ArgumentError> {
         self.vm().admit(reference, ArgumentPlan::Root)?;
-        Ok(Root::new(self.header().roots.push(EntryKind::Root, reference), self.header(), false))
+        let entry = self.push(EntryKind::Root, reference);
+        Ok(Root::new(entry, self.header(), false))
     }
 
     /// Roots the VM's own stack slot in place: it is updated whichever pc its frame is walked at, and its address follows
@@ -160,7 +186,8 @@ impl<'m, V: StackScanner> ForeignCall<'m, V> {
     pub unsafe fn root_in_place(&mut self, slot: NonNull<V::Ref>) -> Result<Root<'m, V::Ref>, ArgumentError> {
         // SAFETY: valid for reads by contract.
         self.vm().admit(unsafe { slot.as_ptr().read() }, ArgumentPlan::RootInPlace)?;
-        Ok(Root::new(self.header().roots.push(EntryKind::InPlace, slot.as_ptr()), self.header(), true))
+        let entry = self.push(EntryKind::InPlace, slot.as_ptr());
+        Ok(Root::new(entry, self.header(), true))
     }
 
     /// Pins `reference`: the object lives and does not move until the call is dropped.
@@ -171,7 +198,7 @@ impl<'m, V: StackScanner> ForeignCall<'m, V> {
     #[inline(always)]
     pub fn pin(&mut self, reference: V::Ref) -> Result<Pinned<'m, V::Ref>, ArgumentError> {
         self.vm().admit(reference, ArgumentPlan::Pin)?;
-        self.header().roots.push(EntryKind::Pin, reference);
+        self.push(EntryKind::Pin, reference);
         Ok(Pinned::new(reference))
     }
 
@@ -183,14 +210,14 @@ impl<'m, V: StackScanner> ForeignCall<'m, V> {
     #[inline(always)]
     pub fn pin_transitively(&mut self, reference: V::Ref) -> Result<Pinned<'m, V::Ref>, ArgumentError> {
         self.vm().admit(reference, ArgumentPlan::TransitivePin)?;
-        self.header().roots.push(EntryKind::TransitivePin, reference);
+        self.push(EntryKind::TransitivePin, reference);
         Ok(Pinned::new(reference))
     }
 
     /// Keeps a Rust value alive that C borrows: it stays borrowed as long as the call, and is not optimised away.
     #[inline(always)]
     pub fn keep_alive<T: ?Sized>(&mut self, value: &'m T) {
-        self.header().roots.push(EntryKind::KeepAlive, core::ptr::from_ref(value).cast::<()>());
+        self.push(EntryKind::KeepAlive, core::ptr::from_ref(value).cast::<()>());
     }
 
     /// Copies `value` to memory of the call, which C may read and write.
@@ -198,12 +225,12 @@ impl<'m, V: StackScanner> ForeignCall<'m, V> {
     /// It is the place for out-parameters as well: C writes here, where neither a collection nor a relocation moves it, and
     /// [`read`](Self::read) copies the result out when the call is managed again (I8). Nothing is dropped, hence `Copy`.
     pub fn copy<T: Copy>(&mut self, value: T) -> Argument<'m, T> {
-        Argument::new(NonNull::from(self.frame.arena().alloc(value)))
+        Argument::new(NonNull::from(self.arena().alloc(value)))
     }
 
     /// Copies a slice to memory of the call.
     pub fn copy_slice<T: Copy>(&mut self, values: &[T]) -> Argument<'m, [T]> {
-        Argument::new(NonNull::from(self.frame.arena().alloc_slice_copy(values)))
+        Argument::new(NonNull::from(self.arena().alloc_slice_copy(values)))
     }
 
     /// Copies text to memory of the call and ends it with a NUL.
@@ -215,7 +242,7 @@ impl<'m, V: StackScanner> ForeignCall<'m, V> {
         if let Some(position) = text.bytes().position(|byte| byte == 0) {
             return Err(InteriorNul { position });
         }
-        let bytes = self.frame.arena().alloc_slice_fill_default::<u8>(text.len() + 1);
+        let bytes = self.arena().alloc_slice_fill_default::<u8>(text.len() + 1);
         bytes[..text.len()].copy_from_slice(text.as_bytes());
         debug_assert!(CStr::from_bytes_with_nul(bytes).is_ok());
         Ok(Argument::new(NonNull::from(bytes).cast()))
@@ -262,10 +289,16 @@ impl<'m, V: StackScanner> ForeignCall<'m, V> {
         let site = Location::caller();
         let (header, frame, vm) = (self.header(), self.frame, self.vm());
         frame.site.set(Some(site));
+        // Until `f` has returned: if it unwinds, the drop must look at the record.
+        let unfinished = core::mem::replace(&mut self.unfinished, true);
         let result = with_capture::<V, R>(frame, self.anchor, site, || cross_out(vm, header, frame, f));
-        // The belt; the entries on the root stack are the guarantee. What was declared is used after the call, for all the compiler knows.
-        black_box(&raw const self.mark);
-        if frame.after.get() & after::PENDING != 0 {
+        self.unfinished = unfinished;
+        if self.declared {
+            // The belt; the entries on the root stack are the guarantee. What was declared is used after the call, for all the compiler knows.
+            black_box(self.mark);
+        }
+        if frame.after.get() != 0 {
+            self.unfinished = true;
             resume_pending(frame);
         }
         result
@@ -316,6 +349,7 @@ impl<'m, V: StackScanner> ForeignCall<'m, V> {
             refuse(header, Event::ForeignCall, site);
         }
         frame.site.set(Some(site));
+        self.unfinished = true;
         with_capture::<V, ()>(frame, self.anchor, site, || {
             crate::transition::leave_managed(vm, header, frame);
         });
@@ -332,8 +366,10 @@ fn refuse_argument(error: ArgumentError, site: &'static Location<'static>) -> ! 
 impl<V: StackScanner> Drop for ForeignCall<'_, V> {
     #[inline(always)]
     fn drop(&mut self) {
-        self.header().roots.release_to(self.mark);
-        if self.frame.after.get() != 0 {
+        if self.declared {
+            self.header().roots.release_to(self.mark);
+        }
+        if self.unfinished && self.frame.after.get() != 0 {
             finish_slow(self.vm(), self.frame);
         }
     }
@@ -371,7 +407,7 @@ impl<V: StackScanner> Drop for Foreign<'_, '_, V> {
     fn drop(&mut self) {
         let (header, frame, vm) = (self.call.header(), self.call.frame, self.call.vm());
         crate::transition::come_back(vm, header, frame);
-        black_box(&raw const self.call.mark);
+        black_box(self.call.mark);
         if frame.after.get() & after::PENDING != 0 && !std::thread::panicking() {
             resume_pending(frame);
         }

@@ -41,8 +41,11 @@ pub const CACHE_LINE: usize = 64;
 /// The bytes of a mutator that every poll and crossing touches: the words of its state, its next record, its root stack's top. They lie on one cache line.
 #[must_use]
 pub fn hot_span() -> Range<usize> {
-    span_of!(Header, word..=roots)
+    offset_of!(Header, word)..offset_of!(Header, roots) + ROOT_TOP.end
 }
+
+/// The root stack's top, in the root stack.
+const ROOT_TOP: Range<usize> = 0..size_of::<usize>();
 
 /// The bytes of a record that a crossing writes. They lie on one cache line.
 #[must_use]

@@ -1,6 +1,6 @@
 //! [`Mutator`]: the handle whose `&mut` is the proof of being managed.
 
-use crate::activation::{RelocationError, StackEnd};
+use crate::activation::{ForeignFrame, RelocationError, StackEnd};
 use crate::anchor::Anchor;
 use crate::pause::{Shared, StoppedWorld};
 use crate::pin::Pinner;
@@ -22,20 +22,31 @@ use core::ptr::NonNull;
 /// [`Attachment`](crate::Attachment) lends one; every upcall gets one of its own. While a foreign call runs, the mutator it was made from is borrowed, so nothing managed can
 /// be done through it.
 ///
-/// The handle is a thin pointer, `!Send` and `!Sync`. Its lifetime parameter is invariant: two handles from different places are of
+/// The handle is two words, `!Send` and `!Sync`. Its lifetime parameter is invariant: two handles from different places are of
 /// different types, so they cannot be exchanged by `mem::swap`.
 pub struct Mutator<'m, V: StackScanner> {
     record: NonNull<Record<V>>,
+    /// The record of this activation, for its next crossing. Kept here and not read from the mutator: what an upcall has just stored there
+    /// would have to travel through memory before the next call could begin.
+    frame: NonNull<ForeignFrame>,
     _place: PhantomData<(fn(&'m ()) -> &'m (), *mut ())>,
 }
 
 impl<'m, V: StackScanner> Mutator<'m, V> {
     /// # Safety
     ///
-    /// `record` is attached to the calling thread and stays so for `'m`, and is managed whenever the handle can be used.
+    /// `record` is attached to the calling thread and stays so for `'m`, and is managed whenever the handle can be used; then its running
+    /// activation is the one whose record is `frame`.
     #[inline(always)]
-    pub(crate) unsafe fn new(record: &Record<V>) -> Self {
-        Self { record: NonNull::from(record), _place: PhantomData }
+    pub(crate) unsafe fn new(record: &Record<V>, frame: &ForeignFrame) -> Self {
+        Self { record: NonNull::from(record), frame: NonNull::from(frame), _place: PhantomData }
+    }
+
+    /// The record of this activation.
+    #[inline(always)]
+    pub(crate) fn frame(&self) -> &ForeignFrame {
+        // SAFETY: records live as long as their mutator's.
+        unsafe { self.frame.as_ref() }
     }
 
     #[inline(always)]
@@ -70,7 +81,7 @@ impl<'m, V: StackScanner> Mutator<'m, V> {
     /// How many activations of this mutator are older than the running one: 0 outside upcalls.
     #[must_use]
     pub fn depth(&self) -> usize {
-        self.header().spare().depth as usize
+        self.frame().depth as usize
     }
 
     /// The VM's own data of this mutator.
@@ -119,7 +130,7 @@ impl<'m, V: StackScanner> Mutator<'m, V> {
     #[cold]
     #[inline(never)]
     fn poll_slow(&self, anchor: Option<Anchor>, site: &'static Location<'static>) {
-        at_safepoint::<V, ()>(self.header(), Event::Poll, anchor, site, || ());
+        at_safepoint::<V, ()>(self.header(), self.frame(), Event::Poll, anchor, site, || ());
     }
 
     /// Stops the world, runs `f` with the proof, and resumes the world. The usual way to collect from an allocation that finds the heap
@@ -164,7 +175,7 @@ impl<'m, V: StackScanner> Mutator<'m, V> {
         site: &'static Location<'static>,
         f: impl FnOnce(&StoppedWorld<'_, V>) -> R,
     ) -> R {
-        at_safepoint::<V, R>(self.header(), Event::Pause, anchor, site, || {
+        at_safepoint::<V, R>(self.header(), self.frame(), Event::Pause, anchor, site, || {
             match self.shared().stop() {
                 Ok(stopped) => f(&stopped),
                 Err(_) => refuse_wait_in_own_pause("a pause", site),
@@ -218,7 +229,7 @@ impl<'m, V: StackScanner> Mutator<'m, V> {
         if header.state().after(Event::Relocate).is_err() {
             refuse(header, Event::Relocate, Location::caller());
         }
-        header.relocate(header.spare().older, old, new, end, V::FAULTS)
+        header.relocate(self.frame().older, old, new, end, V::FAULTS)
     }
 
     /// Roots `reference` in the foreign call this upcall runs in, until that call returns: for a reference the upcall gives to C.
@@ -249,7 +260,7 @@ impl<'m, V: StackScanner> Mutator<'m, V> {
         reference: V::Ref,
     ) -> Result<*mut V::Ref, HandOverError> {
         // SAFETY: null or a live record of this mutator.
-        let call = unsafe { self.header().spare().older.as_ref() };
+        let call = unsafe { self.frame().older.as_ref() };
         let call = call.filter(|call| call.kind.get() == crate::FrameKind::ForeignCall);
         let Some(call) = call else { return Err(HandOverError::NoCaller) };
         self.vm().admit(reference, plan)?;

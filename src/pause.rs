@@ -309,7 +309,7 @@ impl<'p, V: StackScanner> Activation<'p, V> {
         Some(Segment {
             anchor: self.anchor(),
             older: older.filter(|older| older.kind.get() != FrameKind::ForeignThread).map(|o| o.anchor.get()),
-            machine_sp: self.frame.machine_sp.get(),
+            machine_sp: self.frame.native_sp::<V>(),
             entry_sp: self.frame.entry_sp.get(),
             // SAFETY: the record is published for as long as the pause, which outlives 'p.
             registers: match V::CAPTURE {

@@ -37,18 +37,18 @@ pub(crate) enum Ownership {
 #[repr(C, align(128))]
 pub(crate) struct Header {
     pub(crate) word: CrossingWord<ForeignFrame>,
-    /// The record the running activation uses for its next crossing.
+    /// The running activation's record: the one for its next crossing. Not read by crossings: a `Mutator` knows its own.
     pub(crate) spare: Cell<*const ForeignFrame>,
-    pub(crate) roots: RootStack,
     pub(crate) vm_type: TypeId,
     pub(crate) next_on_thread: Cell<*const Header>,
+    pub(crate) ownership: Cell<Ownership>,
+    pub(crate) roots: RootStack,
     /// The world, type-erased.
     pub(crate) world: *const (),
     /// The record of the oldest activation, in the mutator itself: the common case touches no other memory.
     pub(crate) base: ForeignFrame,
     /// What the stopper saw published.
     pub(crate) stopped: Cell<*const ForeignFrame>,
-    pub(crate) ownership: Cell<Ownership>,
     pub(crate) id: Cell<u64>,
     pub(crate) index: Cell<usize>,
     pub(crate) stacks: RefCell<Vec<Range<usize>>>,

@@ -101,10 +101,12 @@ impl RootStack {
         self.top.set(mark);
     }
 
-    /// Pushes an entry whose word is `value`.
+    /// Pushes an entry whose word is `value` onto `top`, which is the stack's top. Returns the entry and the new top.
+    ///
+    /// Whoever pushes several keeps the top in a register: read back from memory, each push would wait for the one before.
     #[inline(always)]
-    pub(crate) fn push<T>(&self, kind: EntryKind, value: T) -> *const RootEntry {
-        let mut top = self.top.get();
+    pub(crate) fn push<T>(&self, mut top: RootMark, kind: EntryKind, value: T) -> (*const RootEntry, RootMark) {
+        debug_assert_eq!(top, self.top.get(), "only the newest call of a mutator declares arguments");
         if top.addr().is_multiple_of(CHUNK_BYTES) {
             top = self.next_chunk_slow(top);
         }
@@ -114,8 +116,9 @@ impl RootStack {
         // SAFETY: the word is large enough and aligned for T (asserted in `word`), and nobody else looks above `top`.
         unsafe { entry.word::<T>().write(value) };
         // SAFETY: one past the last entry is still one past the end of the chunk at most.
-        self.top.set(unsafe { top.add(1) });
-        top
+        let new = unsafe { top.add(1) };
+        self.top.set(new);
+        (top, new)
     }
 
     #[cold]
@@ -225,7 +228,7 @@ mod tests {
         let stack = RootStack::new();
         let base = stack.mark();
         for word in 0..1000_usize {
-            stack.push(EntryKind::Root, word);
+            stack.push(stack.mark(), EntryKind::Root, word);
         }
         assert_eq!(words(&stack, base, stack.mark()), (0..1000).rev().collect::<Vec<_>>());
     }
@@ -236,7 +239,7 @@ mod tests {
         let base = stack.mark();
         let mut marks = vec![base];
         for word in 0..300_usize {
-            stack.push(EntryKind::Pin, word);
+            stack.push(stack.mark(), EntryKind::Pin, word);
             marks.push(stack.mark());
         }
         for (count, &mark) in marks.iter().enumerate() {
@@ -251,10 +254,10 @@ mod tests {
         let base = stack.mark();
         for _ in 0..3 {
             for word in 0..63_usize {
-                stack.push(EntryKind::Root, word);
+                stack.push(stack.mark(), EntryKind::Root, word);
             }
             let full = stack.mark();
-            stack.push(EntryKind::Root, 63_usize);
+            stack.push(stack.mark(), EntryKind::Root, 63_usize);
             assert_eq!(words(&stack, full, stack.mark()), [63]);
             stack.release_to(full);
             assert_eq!(words(&stack, full, stack.mark()), [0_usize; 0]);

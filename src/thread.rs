@@ -4,6 +4,7 @@
 //! is one load. `EXIT` has a destructor and is touched on attach and detach only. A thread's destructors run in any order, after which `EXIT` is gone:
 //! then nothing attaches any more.
 
+use crate::activation::ForeignFrame;
 use crate::faults::Faults;
 use crate::pause::Shared;
 use crate::record::{Header, MutatorRecord, Ownership};
@@ -115,20 +116,20 @@ pub(crate) fn current<V: StackScanner>() -> *const Record<V> {
     if record.vm_type == TypeId::of::<V>() && record.next_on_thread.get().is_null() {
         return header.cast();
     }
-    innermost_slow(TypeId::of::<V>()).cast()
+    innermost_slow::<V>().cast()
 }
 
 #[cold]
 #[inline(never)]
-fn innermost_slow(vm_type: TypeId) -> *const Header {
+fn innermost_slow<V: StackScanner>() -> *const Header {
     let mut best: (usize, *const Header) = (usize::MAX, ptr::null());
     find(|header| {
-        if header.vm_type == vm_type {
+        if header.vm_type == TypeId::of::<V>() {
             let frame = header.word.own();
             // A managed one is taken only if there is no other: it is an error to call in on it, and the caller says so. Native stacks
             // grow downwards on every machine here, so the innermost crossing has the lowest stack pointer.
             // SAFETY: the word holds null or a live record.
-            let sp = unsafe { frame.as_ref() }.map_or(usize::MAX, |frame| frame.machine_sp.get());
+            let sp = unsafe { frame.as_ref() }.map_or(usize::MAX, ForeignFrame::native_sp::<V>);
             if best.1.is_null() || sp < best.0 {
                 best = (sp, ptr::from_ref(header));
             }

@@ -141,11 +141,12 @@ pub(crate) fn go_back_out<V: StackScanner>(vm: &V, header: &Header, saved: &Fore
 
 /// Publishes the running activation as stopped at a safepoint, runs `f`, and becomes managed again.
 ///
-/// The slow half of polls and pauses. The record is the activation's spare one, which no foreign call is using.
+/// The slow half of polls and pauses. The record is the activation's own, which no foreign call is using.
 #[cold]
 #[inline(never)]
 pub(crate) fn at_safepoint<V: StackScanner, R>(
     header: &Header,
+    frame: &ForeignFrame,
     event: Event,
     anchor: Option<Anchor>,
     site: &'static Location<'static>,
@@ -154,7 +155,6 @@ pub(crate) fn at_safepoint<V: StackScanner, R>(
     if header.state().after(event).is_err() {
         refuse(header, event, site);
     }
-    let frame = header.spare();
     frame.site.set(Some(site));
     frame.kind.set(FrameKind::Safepoint);
     let result = with_capture::<V, R>(frame, anchor, site, || {
@@ -200,23 +200,14 @@ pub(crate) fn with_capture<V: Vm, R>(
 ) -> R {
     match V::CAPTURE {
         Capture::Registers => with_registers(frame, anchor, f),
-        Capture::Anchor | Capture::Nothing => {
-            match (anchor, V::CAPTURE) {
-                (Some(anchor), _) => {
-                    frame.anchor.set(anchor);
-                    frame.machine_sp.set(arch::stack_pointer());
-                }
-                (None, Capture::Nothing) => {
-                    let sp = arch::stack_pointer();
-                    frame.anchor.set(Anchor::new(0, sp, 0));
-                    frame.machine_sp.set(sp);
-                }
-                (None, _) => {
-                    let captured = arch::anchor(site);
-                    frame.anchor.set(captured);
-                    frame.machine_sp.set(captured.sp);
-                }
-            }
+        Capture::Anchor => {
+            frame.anchor.set(anchor.unwrap_or_else(|| arch::anchor(site)));
+            f()
+        }
+        Capture::Nothing => {
+            let sp = arch::stack_pointer();
+            frame.anchor.set(anchor.unwrap_or(Anchor::new(0, sp, 0)));
+            frame.machine_sp.set(sp);
             f()
         }
     }

@@ -55,11 +55,12 @@ fn cross_in<V: StackScanner, R>(
     // SAFETY: records live as long as their mutator's.
     let frame = unsafe { &*frame };
     frame.entry_sp.set(arch::stack_pointer());
-    frame.roots_base.set(header.roots.mark());
+    let base = header.roots.mark();
+    frame.roots_base.set(base);
     header.spare.set(frame);
     let outcome = unwind::stop(|| {
         // SAFETY: attached and managed until `go_back_out`, and the handle ends with the body.
-        let mut mutator = unsafe { Mutator::new(record) };
+        let mut mutator = unsafe { Mutator::new(record, frame) };
         match V::CAPTURE {
             // Native frames of the body must lie below `entry_sp`, so it must not be inlined into this frame.
             Capture::Anchor | Capture::Registers => outlined(|| body(&mut mutator)),
@@ -73,7 +74,10 @@ fn cross_in<V: StackScanner, R>(
             fallback()
         }
     };
-    header.roots.release_to(frame.roots_base.get());
+    // Something is above only if a call was leaked. Comparing keeps the next call from waiting for this store.
+    if header.roots.mark() != base {
+        header.roots.release_to(base);
+    }
     if V::FAULTS.has(crate::faults::Faults::ROOTS_DROPPED_BY_UPCALL) {
         header.roots.release_to(saved.roots_base.get());
     }

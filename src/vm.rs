@@ -271,9 +271,10 @@ impl fmt::Display for FrameKind {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub enum Capture {
-    /// Nothing but the stack pointer: for a VM that gives every crossing an anchor of its own.
+    /// Nothing but the stack pointer: for a VM that gives every crossing an anchor of its own, which may be virtual.
     Nothing,
-    /// pc, sp and fp of the frame that makes the call.
+    /// pc, sp and fp of the frame that makes the call. An anchor that the VM gives in their place is a machine's too: its `sp` is
+    /// an address in the native stack.
     Anchor,
     /// The same, and every callee-saved register: a conservative collector must see what a foreign callee would push on its own
     /// frame, where no scan looks. The call then goes through an assembly routine.

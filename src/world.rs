@@ -84,7 +84,7 @@ impl<V: StackScanner> World<V> {
         let record = self.shared.attach(Ownership::Attachment, stack_base)?;
         // SAFETY: attached to this thread until the attachment is dropped, which the handle does not outlive; `deref_mut` refuses it once
         // the thread's exit hook has run.
-        let mutator = unsafe { Mutator::new(record) };
+        let mutator = unsafe { Mutator::new(record, &record.header.base) };
         Ok(Attachment { mutator, shared: Arc::clone(&self.shared) })
     }
 
