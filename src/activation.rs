@@ -12,18 +12,19 @@
 //!
 //! # Invariants of a record
 //!
-//! - Its own thread writes it while managed, and only records not below `spare`; a stopper reads it while the mutator is published
+//! - Its own thread writes it while managed, and only the running activation's; a stopper reads it while the mutator is published
 //!   (I1) and may rebase it then (I6).
 //! - Records live as long as their mutator's record, which lives as long as its world: a frame skipped by `longjmp` leaves no dangling link.
 
 use crate::anchor::Anchor;
 use crate::arch;
-use crate::root_stack::{EntryKind, RootEntry, RootMark, RootStack};
+use crate::root_stack::{Entry, EntryKind, RootMark, RootStack, word_of};
 use crate::sync::Cell;
 use crate::unwind::Payload;
 use crate::vm::{Capture, FrameKind, Vm};
 use bumpalo::Bump;
 use core::cell::UnsafeCell;
+use core::mem::MaybeUninit;
 use core::ops::Range;
 use core::panic::Location;
 use core::ptr;
@@ -32,7 +33,7 @@ use core::ptr;
 #[repr(C, align(64))]
 pub(crate) struct ForeignFrame {
     /// Where the walk of this activation starts.
-    pub(crate) anchor: Cell<Anchor>,
+    pub(crate) anchor: AnchorCell,
     /// The machine stack pointer at the crossing, where it is not `anchor.sp`: see [`ForeignFrame::native_sp`].
     pub(crate) machine_sp: Cell<usize>,
     /// The source line of the crossing.
@@ -58,6 +59,33 @@ pub(crate) struct ForeignFrame {
     pending: UnsafeCell<Option<Payload>>,
 }
 
+/// An anchor the machine can write in place. Not the facade's cell: its address must be that of three words, also under loom.
+#[derive(Debug)]
+#[repr(transparent)]
+pub(crate) struct AnchorCell(core::cell::Cell<Anchor>);
+
+impl AnchorCell {
+    fn new() -> Self {
+        Self(core::cell::Cell::new(Anchor::default()))
+    }
+
+    pub(crate) fn get(&self) -> Anchor {
+        self.0.get()
+    }
+
+    #[inline(always)]
+    pub(crate) fn set(&self, anchor: Anchor) {
+        self.0.set(anchor);
+    }
+
+    /// Writes the machine's registers, as the function this is inlined into has them.
+    #[inline(always)]
+    pub(crate) fn capture(&self, site: &'static Location<'static>) {
+        // SAFETY: a cell's contents are valid for writes through a shared reference.
+        unsafe { arch::store_anchor(self.0.as_ptr(), site) };
+    }
+}
+
 /// The bits of [`ForeignFrame::after`].
 pub(crate) mod after {
     /// The arena holds something.
@@ -68,13 +96,14 @@ pub(crate) mod after {
 
 struct ResultNode {
     next: *const ResultNode,
-    entry: RootEntry,
+    kind: EntryKind,
+    word: UnsafeCell<MaybeUninit<usize>>,
 }
 
 impl ForeignFrame {
     pub(crate) fn new(older: *const Self, depth: u32) -> Self {
         Self {
-            anchor: Cell::new(Anchor::default()),
+            anchor: AnchorCell::new(),
             machine_sp: Cell::new(0),
             site: Cell::new(None),
             entry_sp: Cell::new(0),
@@ -153,10 +182,10 @@ impl ForeignFrame {
 
     /// Keeps `value` as a root or pin of this call until it ends.
     pub(crate) fn add_result<T: Copy>(&self, kind: EntryKind, value: T) -> *mut T {
-        let node = ptr::from_ref(self.arena().alloc(ResultNode { next: self.results.get(), entry: RootEntry::new(kind) }));
-        // SAFETY: just allocated; the arena outlives the call.
-        let word = unsafe { (*node).entry.word::<T>() };
-        // SAFETY: the entry's word is large enough (asserted in `word`) and not shared yet.
+        let node = ResultNode { next: self.results.get(), kind, word: UnsafeCell::new(MaybeUninit::uninit()) };
+        let node = self.arena().alloc(node);
+        let word = word_of::<T>(node.word.get().cast());
+        // SAFETY: just allocated, large enough (asserted in `word_of`) and not shared yet.
         unsafe { word.write(value) };
         self.results.set(node);
         word
@@ -193,12 +222,12 @@ impl ForeignFrame {
     }
 
     /// Calls `visit` for each result an upcall has handed to C.
-    pub(crate) fn results(&self, mut visit: impl FnMut(&RootEntry)) {
+    pub(crate) fn results(&self, mut visit: impl FnMut(Entry)) {
         let mut node = self.results.get();
         while !node.is_null() {
             // SAFETY: nodes live in the arena, which is reset only after `results` has been cleared.
             let result = unsafe { &*node };
-            visit(&result.entry);
+            visit(Entry::new(result.kind, result.word.get().cast()));
             node = result.next;
         }
     }
@@ -336,7 +365,7 @@ impl Relocation {
         }
         let mut error = None;
         roots.all(|entry| {
-            if entry.kind() != EntryKind::InPlace || error.is_some() {
+            if entry.kind != EntryKind::InPlace || error.is_some() {
                 return;
             }
             let word = entry.word::<*mut ()>();

@@ -25,7 +25,7 @@ use crate::errno::Errno;
 use crate::mutator::Mutator;
 use crate::record::Header;
 use crate::root::{Argument, Pinned, Root};
-use crate::root_stack::{EntryKind, RootEntry, RootMark};
+use crate::root_stack::{EntryKind, OpenGroup, RootMark};
 use crate::state::Event;
 use crate::thread::Record;
 use crate::transition::{cross_out, refuse, resume_pending, with_capture};
@@ -72,7 +72,7 @@ impl<V: StackScanner> Mutator<'_, V> {
     pub fn foreign_call(&mut self) -> ForeignCall<'_, V> {
         let record = self.record();
         let header = &record.header;
-        if !header.word.own().is_null() {
+        if !header.word.is_managed_in(self.frame()) {
             refuse(header, Event::ForeignCall, Location::caller());
         }
         let mark = header.roots.mark();
@@ -80,7 +80,7 @@ impl<V: StackScanner> Mutator<'_, V> {
             record,
             frame: self.frame(),
             mark,
-            top: mark,
+            group: OpenGroup::at(mark),
             anchor: None,
             declared: false,
             unfinished: false,
@@ -91,15 +91,15 @@ impl<V: StackScanner> Mutator<'_, V> {
 
 /// A foreign call being prepared, running, or run: see the [module documentation](self).
 ///
-/// Dropping it ends its roots, pins and argument memory. It can run several times, with the same arguments. Leaking it leaks what it declared until the activation it was
-/// made in ends (I9).
+/// Dropping it ends its roots, pins and argument memory. It can run several times, with the same arguments. Leaking it after it ran leaks what it declared until the activation it was
+/// made in ends (I9). What it declares takes effect when it runs: before that this thread is managed, passes no safepoint, and C has been given nothing.
 #[must_use = "a foreign call that is not run only roots its arguments"]
 pub struct ForeignCall<'m, V: StackScanner> {
     record: &'m Record<V>,
     frame: &'m ForeignFrame,
     mark: RootMark,
-    /// The root stack's top as this guard last stored it: pushing reads nothing back.
-    top: RootMark,
+    /// What has been declared and not yet sealed: nobody can look before `run` publishes.
+    group: OpenGroup,
     anchor: Option<Anchor>,
     /// Whether entries were pushed. Known to the compiler where the guard is used in one function, like `unfinished`: what a call did not use costs it
     /// nothing.
@@ -116,11 +116,9 @@ impl<'m, V: StackScanner> ForeignCall<'m, V> {
     }
 
     #[inline(always)]
-    fn push<T>(&mut self, kind: EntryKind, value: T) -> *const RootEntry {
+    fn push<T>(&mut self, kind: EntryKind, value: T) -> RootMark {
         self.declared = true;
-        let (entry, top) = self.header().roots.push(self.top, kind, value);
-        self.top = top;
-        entry
+        self.header().roots.push(&mut self.group, kind, value)
     }
 
     fn arena(&mut self) -> &'m Bump {
@@ -289,6 +287,9 @@ impl<'m, V: StackScanner> ForeignCall<'m, V> {
         let site = Location::caller();
         let (header, frame, vm) = (self.header(), self.frame, self.vm());
         frame.site.set(Some(site));
+        if self.declared {
+            header.roots.seal(self.group);
+        }
         // Until `f` has returned: if it unwinds, the drop must look at the record.
         let unfinished = core::mem::replace(&mut self.unfinished, true);
         let result = with_capture::<V, R>(frame, self.anchor, site, || cross_out(vm, header, frame, f));
@@ -345,10 +346,13 @@ impl<'m, V: StackScanner> ForeignCall<'m, V> {
     pub unsafe fn enter(&mut self) -> Foreign<'_, 'm, V> {
         let site = Location::caller();
         let (header, frame, vm) = (self.header(), self.frame, self.vm());
-        if !header.word.own().is_null() {
+        if !header.word.is_managed_in(frame) {
             refuse(header, Event::ForeignCall, site);
         }
         frame.site.set(Some(site));
+        if self.declared {
+            header.roots.seal(self.group);
+        }
         self.unfinished = true;
         with_capture::<V, ()>(frame, self.anchor, site, || {
             crate::transition::leave_managed(vm, header, frame);

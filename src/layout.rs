@@ -3,7 +3,7 @@
 //! Offsets are bytes from the address a [`Mutator`](crate::Mutator) points to. They are taken from the real types with `memoffset`, so they cannot drift; the
 //! tests read a live record through them.
 //!
-//! The inlined poll is `cmp dword [record + POLL], 0` and a branch to a call of [`Mutator::poll_at`](crate::Mutator::poll_at).
+//! The inlined poll is `test dword [record + POLL], POLL_MASK` and a branch to a call of [`Mutator::poll_at`](crate::Mutator::poll_at).
 
 use crate::activation::ForeignFrame;
 use crate::anchor::Anchor;
@@ -14,12 +14,18 @@ use crate::vm::StackScanner;
 use core::ops::Range;
 use memoffset::{offset_of, span_of};
 
-/// Where the frame word is: null while managed, else the published record's address.
+/// Where the frame word is: the address of a record. While managed it is that of the next crossing, with [`MANAGED`] set; else that of
+/// the published one.
 pub const FRAME: usize = offset_of!(Header, word) + FRAME_IN_WORD;
-/// Where the poll word is, a `u32`: zero while nobody wants anything of the mutator.
+/// The bit of the frame word that says "managed".
+pub const MANAGED: usize = crate::state::MANAGED;
+/// Where the poll word is, a `u32`: clear under [`POLL_MASK`] while nobody wants anything of the mutator.
 pub const POLL: usize = offset_of!(Header, word) + POLL_IN_WORD;
-/// Where the address of the record for the next crossing is.
-pub const SPARE: usize = offset_of!(Header, spare);
+/// The bits of the poll word to test.
+pub const POLL_MASK: u32 = !crate::state::FENCE_FIRST;
+/// The bit of the poll word that a transition back to managed must heed before it tests the others: if it is set, issue a full fence and load the
+/// word again.
+pub const FENCE_FIRST: u32 = crate::state::FENCE_FIRST;
 
 const FRAME_IN_WORD: usize = CrossingWord::<ForeignFrame>::FRAME;
 const POLL_IN_WORD: usize = CrossingWord::<ForeignFrame>::POLL;

@@ -12,7 +12,7 @@ use crate::faults::Faults;
 use crate::pin::PinTable;
 use crate::record::{Header, MutatorRecord};
 use crate::registry::{Coordinator, PauseHeldHere};
-use crate::root_stack::{EntryKind, RootEntry};
+use crate::root_stack::{Entry, EntryKind};
 use crate::state::STOP;
 use crate::sync::{relax, thread_token};
 use crate::vm::{ArgumentPlan, FrameKind, RootVisitor, Segment, Slot, StackScanner, Vm};
@@ -325,7 +325,7 @@ impl<'p, V: StackScanner> Activation<'p, V> {
 
     /// Calls `visit` for each root and pin that guards of this activation declared, newest first.
     pub fn for_each_declared(&self, mut visit: impl FnMut(Declared<'_, V::Ref>)) {
-        let mut entry = |entry: &RootEntry| {
+        let mut entry = |entry: Entry| {
             if let Some(declared) = declared(entry) {
                 visit(declared);
             }
@@ -364,8 +364,8 @@ pub struct Declared<'p, R> {
 }
 
 /// What an entry is to a collector.
-fn declared<R: Copy>(entry: &RootEntry) -> Option<Declared<'_, R>> {
-    let (plan, word) = match entry.kind() {
+fn declared<'p, R: Copy>(entry: Entry) -> Option<Declared<'p, R>> {
+    let (plan, word) = match entry.kind {
         EntryKind::Root => (ArgumentPlan::Root, entry.word::<R>()),
         EntryKind::Pin => (ArgumentPlan::Pin, entry.word::<R>()),
         EntryKind::TransitivePin => (ArgumentPlan::TransitivePin, entry.word::<R>()),

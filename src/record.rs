@@ -6,7 +6,7 @@
 //! # Who touches what
 //!
 //! - `word`: see [`CrossingWord`](crate::state::CrossingWord).
-//! - `spare`, `roots`, the records, `stacks`, `local`: its own thread while managed; the stopper while the mutator is published in a pause (I4).
+//! - `roots`, the records, `stacks`, `local`: its own thread while managed; the stopper while the mutator is published in a pause (I4).
 //! - `stopped`: the stopper, during its pause.
 //! - `index`: whoever holds the registry's lock. `next_on_thread`, `ownership`: its own thread.
 
@@ -37,8 +37,6 @@ pub(crate) enum Ownership {
 #[repr(C, align(128))]
 pub(crate) struct Header {
     pub(crate) word: CrossingWord<ForeignFrame>,
-    /// The running activation's record: the one for its next crossing. Not read by crossings: a `Mutator` knows its own.
-    pub(crate) spare: Cell<*const ForeignFrame>,
     pub(crate) vm_type: TypeId,
     pub(crate) next_on_thread: Cell<*const Header>,
     pub(crate) ownership: Cell<Ownership>,
@@ -58,7 +56,6 @@ impl Header {
     pub(crate) fn new(fence: FenceStrategy, vm_type: TypeId, world: *const ()) -> Self {
         Self {
             word: CrossingWord::new(fence),
-            spare: Cell::new(ptr::null()),
             roots: RootStack::new(),
             vm_type,
             next_on_thread: Cell::new(ptr::null()),
@@ -72,20 +69,13 @@ impl Header {
         }
     }
 
-    /// The record the running activation uses for its next crossing.
-    #[inline(always)]
-    pub(crate) fn spare(&self) -> &ForeignFrame {
-        // SAFETY: set when the record is attached, and to live records only.
-        unsafe { &*self.spare.get() }
-    }
-
     /// The state, seen from its own thread.
     pub(crate) fn state(&self) -> State {
-        let frame = self.word.own();
+        let frame = self.word.published();
         if frame.is_null() {
             return State::Managed;
         }
-        // SAFETY: the word holds null or a live record.
+        // SAFETY: the word of an attached mutator holds a live record.
         match unsafe { (*frame).kind.get() } {
             FrameKind::Safepoint => State::AtSafepoint,
             FrameKind::ForeignCall | FrameKind::ForeignThread => State::Foreign,
@@ -100,7 +90,6 @@ impl Header {
         self.base.machine_sp.set(entry_sp);
         self.base.entry_sp.set(entry_sp);
         self.base.roots_base.set(self.roots.mark());
-        self.spare.set(&raw const self.base);
     }
 
     /// Gives back what a mutator held, so that the record can serve another thread.

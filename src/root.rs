@@ -1,7 +1,7 @@
 //! The tokens a foreign call gives for what it has declared: where C finds it, and how to read it afterwards.
 
 use crate::record::Header;
-use crate::root_stack::RootEntry;
+use crate::root_stack::{RootMark, word_of};
 use core::fmt;
 use core::marker::PhantomData;
 use core::ptr::NonNull;
@@ -11,7 +11,7 @@ use core::ptr::NonNull;
 /// Copy it into the closure of [`ForeignCall::run`](crate::ForeignCall::run); read the reference after the call with
 /// [`ForeignCall::get`](crate::ForeignCall::get). As long as the token is used, the mutator stays borrowed.
 pub struct Root<'m, R> {
-    entry: NonNull<RootEntry>,
+    word: NonNull<usize>,
     owner: NonNull<Header>,
     in_place: bool,
     _call: PhantomData<&'m mut R>,
@@ -27,10 +27,10 @@ impl<R> Copy for Root<'_, R> {}
 
 impl<R> Root<'_, R> {
     #[inline(always)]
-    pub(crate) fn new(entry: *const RootEntry, owner: &Header, in_place: bool) -> Self {
-        // SAFETY: entries are never null.
-        let entry = unsafe { NonNull::new_unchecked(entry.cast_mut()) };
-        Self { entry, owner: NonNull::from(owner), in_place, _call: PhantomData }
+    pub(crate) fn new(word: RootMark, owner: &Header, in_place: bool) -> Self {
+        // SAFETY: a mark is an address in a chunk.
+        let word = unsafe { NonNull::new_unchecked(word) };
+        Self { word, owner: NonNull::from(owner), in_place, _call: PhantomData }
     }
 
     /// The address of the word that holds the reference: what C is given where it reads the object through a slot.
@@ -41,13 +41,13 @@ impl<R> Root<'_, R> {
     #[inline]
     #[must_use]
     pub fn slot(&self) -> *mut R {
-        // SAFETY: the mutator is borrowed for as long as the token lives, so the stack it lies in has not been freed.
-        let entry = unsafe { self.entry.as_ref() };
+        let word = self.word.as_ptr();
         if self.in_place {
-            // SAFETY: an in-place entry's word is the address of the slot.
-            unsafe { entry.word::<*mut R>().read() }
+            // SAFETY: an in-place entry's word is the address of the slot. The mutator is borrowed for as long as the token lives, so the word
+            // has not been given to another call.
+            unsafe { word_of::<*mut R>(word).read() }
         } else {
-            entry.word::<R>()
+            word_of::<R>(word)
         }
     }
 
@@ -58,7 +58,7 @@ impl<R> Root<'_, R> {
 
 impl<R> fmt::Debug for Root<'_, R> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Root").field("entry", &self.entry).field("in_place", &self.in_place).finish()
+        f.debug_struct("Root").field("word", &self.word).field("in_place", &self.in_place).finish()
     }
 }
 

@@ -1,23 +1,24 @@
-//! The storage of what foreign calls declare: a chunked stack of entries at stable addresses.
+//! The storage of what foreign calls declare: a chunked stack of words at stable addresses.
 //!
-//! A guard's slots must not move (C may hold their addresses) and must not be lost (invariant I2), so entries live here, in memory the mutator owns, and
-//! not in the guard. Pushing is two stores and a bump; popping is putting the old top back.
+//! A guard's slots must not move (C may hold their addresses) and must not be lost (invariant I2), so they live here, in memory the mutator owns, and
+//! not in the guard. A call's words stand together in *groups*; behind each group stands a trailer that says how many words it has and what each is for.
+//! While a call is being prepared its last group has no trailer yet: nobody can look before the call is published, and the guard keeps kinds and count in
+//! registers. Declaring a root is then one store.
 //!
 //! ```text
-//!   chunk (1 KiB, aligned to 1 KiB)                       next chunk
-//!   | older | newer | entry | entry | ... | entry |  ->   | older | newer | entry | ...
-//!                                   ^ top: the next entry; a chunk is full when top is 1 KiB-aligned
+//!   chunk (1 KiB, aligned to 1 KiB)
+//!   | newer | left_at | word word word trailer | word trailer |  ...  |
+//!                      <------ a group ------>                ^ top
 //! ```
 
 use crate::sync::Cell;
-use core::cell::UnsafeCell;
-use core::mem::{MaybeUninit, align_of, size_of};
+use core::mem::{align_of, size_of};
 use core::ptr;
 use std::alloc::{self, Layout};
 
-/// What an entry is for. `repr(usize)`: part of the documented layout.
+/// What a word is for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-#[repr(usize)]
+#[repr(u8)]
 pub(crate) enum EntryKind {
     /// The word is the reference; its address is the slot C may read through.
     Root = 0,
@@ -31,50 +32,69 @@ pub(crate) enum EntryKind {
     KeepAlive = 4,
 }
 
-/// One declared argument.
-#[repr(C)]
-pub(crate) struct RootEntry {
-    // Not the facade's cell: entries live in raw memory, which loom's cells cannot.
-    kind: core::cell::Cell<EntryKind>,
-    word: UnsafeCell<MaybeUninit<usize>>,
+impl EntryKind {
+    const fn of(bits: u64) -> Self {
+        match bits & KIND_MASK {
+            0 => Self::Root,
+            1 => Self::InPlace,
+            2 => Self::Pin,
+            3 => Self::TransitivePin,
+            _ => Self::KeepAlive,
+        }
+    }
 }
 
-impl RootEntry {
-    /// Makes an entry outside a stack, its word not yet written.
-    pub(crate) fn new(kind: EntryKind) -> Self {
-        Self { kind: core::cell::Cell::new(kind), word: UnsafeCell::new(MaybeUninit::uninit()) }
-    }
+/// One declared argument, for whoever walks.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Entry {
+    pub(crate) kind: EntryKind,
+    word: *mut usize,
+}
 
-    pub(crate) fn kind(&self) -> EntryKind {
-        self.kind.get()
+impl Entry {
+    /// An entry whose word stands outside a stack.
+    pub(crate) fn new(kind: EntryKind, word: *mut usize) -> Self {
+        Self { kind, word }
     }
 
     /// The address of the entry's word.
-    #[inline(always)]
-    pub(crate) fn word<T>(&self) -> *mut T {
-        const { assert!(size_of::<T>() <= size_of::<usize>(), "a reference must be one word at most") };
-        const { assert!(align_of::<T>() <= align_of::<usize>(), "a reference must not be over-aligned") };
-        self.word.get().cast()
+    pub(crate) fn word<T>(self) -> *mut T {
+        word_of(self.word)
     }
 }
 
-const CHUNK_BYTES: usize = 1024;
+/// The address of a word that holds a `T`.
+#[inline(always)]
+pub(crate) fn word_of<T>(word: *mut usize) -> *mut T {
+    const { assert!(size_of::<T>() <= size_of::<usize>(), "a reference must be one word at most") };
+    const { assert!(align_of::<T>() <= align_of::<usize>(), "a reference must not be over-aligned") };
+    word.cast()
+}
 
-/// A chunk's header; entries follow it to the end of the chunk.
+const CHUNK_BYTES: usize = 1024;
+const KIND_BITS: u32 = 4;
+const KIND_MASK: u64 = (1 << KIND_BITS) - 1;
+/// The most words of a group: kinds and count fit the trailer.
+const GROUP: u32 = if size_of::<usize>() == 8 { 15 } else { 7 };
+/// A group begins only where it has room, with its trailer, and leaves the chunk's last word free: so a mark is never a chunk's end, and masking
+/// it finds its chunk.
+const ROOM: usize = (GROUP as usize + 2) * size_of::<usize>();
+
+/// A chunk's header; words follow it to the end of the chunk.
 #[repr(C)]
 struct RootChunk {
-    older: *mut RootChunk,
     newer: *mut RootChunk,
+    /// The top when the stack went on from the older chunk to this one.
+    left_at: RootMark,
 }
 
 const CHUNK: Layout = match Layout::from_size_align(CHUNK_BYTES, CHUNK_BYTES) {
     Ok(layout) => layout,
     Err(_) => panic!("the chunk layout is a constant"),
 };
-const _: () = assert!((CHUNK_BYTES - size_of::<RootChunk>()).is_multiple_of(size_of::<RootEntry>()));
 
-/// A place in a [`RootStack`]: entries pushed after it was taken are released by going back to it.
-pub(crate) type RootMark = *mut RootEntry;
+/// A place in a [`RootStack`]: what is declared after it was taken is released by going back to it.
+pub(crate) type RootMark = *mut usize;
 
 /// The stack. Written by its mutator's thread while managed; read by a stopper while the mutator is not (I1, I4).
 #[repr(C)]
@@ -83,10 +103,26 @@ pub(crate) struct RootStack {
     first: *mut RootChunk,
 }
 
+/// The words one call is declaring: the part of the stack above its top.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct OpenGroup {
+    top: RootMark,
+    kinds: u64,
+    count: u32,
+}
+
+impl OpenGroup {
+    /// Begins at the stack's top.
+    #[inline(always)]
+    pub(crate) fn at(mark: RootMark) -> Self {
+        Self { top: mark, kinds: 0, count: 0 }
+    }
+}
+
 impl RootStack {
     pub(crate) fn new() -> Self {
-        let first = new_chunk(ptr::null_mut());
-        Self { top: Cell::new(first_entry(first)), first }
+        let first = new_chunk();
+        Self { top: Cell::new(first_word(first)), first }
     }
 
     /// The place to go back to.
@@ -95,79 +131,76 @@ impl RootStack {
         self.top.get()
     }
 
-    /// Releases everything pushed since `mark` was taken.
+    /// Releases everything declared since `mark` was taken.
     #[inline(always)]
     pub(crate) fn release_to(&self, mark: RootMark) {
         self.top.set(mark);
     }
 
-    /// Pushes an entry whose word is `value` onto `top`, which is the stack's top. Returns the entry and the new top.
-    ///
-    /// Whoever pushes several keeps the top in a register: read back from memory, each push would wait for the one before.
+    /// Adds a word to a group that only the caller sees yet. Returns its address.
     #[inline(always)]
-    pub(crate) fn push<T>(&self, mut top: RootMark, kind: EntryKind, value: T) -> (*const RootEntry, RootMark) {
-        debug_assert_eq!(top, self.top.get(), "only the newest call of a mutator declares arguments");
-        if top.addr().is_multiple_of(CHUNK_BYTES) {
-            top = self.next_chunk_slow(top);
+    pub(crate) fn push<T>(&self, group: &mut OpenGroup, kind: EntryKind, value: T) -> RootMark {
+        if group.count == 0 || group.count == GROUP {
+            *group = self.make_room(*group);
         }
-        // SAFETY: `top` is inside a live chunk: chunks are freed on drop only, and a full one was left behind just now.
-        let entry = unsafe { &*top };
-        entry.kind.set(kind);
-        // SAFETY: the word is large enough and aligned for T (asserted in `word`), and nobody else looks above `top`.
-        unsafe { entry.word::<T>().write(value) };
-        // SAFETY: one past the last entry is still one past the end of the chunk at most.
-        let new = unsafe { top.add(1) };
-        self.top.set(new);
-        (top, new)
+        let word = group.top;
+        // SAFETY: `make_room` has seen to room for a whole group in a live chunk (chunks are freed on drop and detach only), and nobody looks above the top; the
+        // word is large enough and aligned for T (asserted in `word_of`).
+        unsafe { word_of::<T>(word).write(value) };
+        // SAFETY: still within the room.
+        group.top = unsafe { word.add(1) };
+        group.kinds |= (kind as u64) << (KIND_BITS * (group.count + 1));
+        group.count += 1;
+        word
     }
 
-    #[cold]
-    #[inline(never)]
-    fn next_chunk_slow(&self, full: RootMark) -> RootMark {
-        let chunk = chunk_ending_at(full);
-        // SAFETY: `full` is the end of a live chunk of this stack; only its own thread links chunks.
-        let newer = unsafe { (*chunk).newer };
-        let newer = if newer.is_null() {
-            let fresh = new_chunk(chunk);
-            // SAFETY: as above.
-            unsafe { (*chunk).newer = fresh };
-            fresh
-        } else {
-            newer
-        };
-        first_entry(newer)
+    /// Closes a full group, and sees to room for the next.
+    #[inline(always)]
+    fn make_room(&self, group: OpenGroup) -> OpenGroup {
+        let top = if group.count == 0 { group.top } else { close(group) };
+        if top.addr() & (CHUNK_BYTES - 1) > CHUNK_BYTES - ROOM {
+            return OpenGroup::at(next_chunk_slow(top));
+        }
+        OpenGroup::at(top)
     }
 
-    /// Calls `visit` for each entry between two marks, newest first.
-    pub(crate) fn between(&self, older: RootMark, newer: RootMark, mut visit: impl FnMut(&RootEntry)) {
+    /// Makes the words of `group` part of the stack. It can be done again, with more words, as long as nothing was declared above.
+    #[inline(always)]
+    pub(crate) fn seal(&self, group: OpenGroup) {
+        self.top.set(close(group));
+    }
+
+    /// Calls `visit` for each word between two marks, newest group first.
+    pub(crate) fn between(&self, older: RootMark, newer: RootMark, mut visit: impl FnMut(Entry)) {
         let mut at = newer;
         while at != older {
-            // A mark is one past an entry, so it is either aligned (the end of a chunk) or inside one.
-            let chunk = if at.addr().is_multiple_of(CHUNK_BYTES) {
-                chunk_ending_at(at)
-            } else {
-                at.map_addr(|address| address & !(CHUNK_BYTES - 1)).cast::<RootChunk>()
-            };
-            if at == first_entry(chunk) {
-                // SAFETY: `older` has not been reached, so this is not the first chunk and an older one is live.
-                at = unsafe { (*chunk).older }.map_addr(|address| address + CHUNK_BYTES).cast();
+            let chunk = chunk_of(at);
+            if at == first_word(chunk) {
+                // SAFETY: a chunk of this stack; `older` has not been reached, so there is an older one, left at a mark of its own.
+                at = unsafe { (*chunk).left_at };
                 continue;
             }
-            // SAFETY: not the first entry of the chunk, so the one before is in it.
-            at = unsafe { at.sub(1) };
-            // SAFETY: entries below a mark are initialised and live.
-            visit(unsafe { &*at });
+            // SAFETY: not the first word of a chunk, and behind each group below the top stands its trailer.
+            let trailer = unsafe { at.sub(1).read() } as u64;
+            let count = (trailer & KIND_MASK) as u32;
+            for index in (0..count).rev() {
+                // SAFETY: the group's words stand before its trailer.
+                let word = unsafe { at.sub(1 + (count - index) as usize) };
+                visit(Entry { kind: EntryKind::of(trailer >> (KIND_BITS * (index + 1))), word });
+            }
+            // SAFETY: as above.
+            at = unsafe { at.sub(1 + count as usize) };
         }
     }
 
-    /// Calls `visit` for every entry.
-    pub(crate) fn all(&self, visit: impl FnMut(&RootEntry)) {
-        self.between(first_entry(self.first), self.top.get(), visit);
+    /// Calls `visit` for every word.
+    pub(crate) fn all(&self, visit: impl FnMut(Entry)) {
+        self.between(first_word(self.first), self.top.get(), visit);
     }
 
-    /// Forgets every entry and gives back all chunks but the first.
+    /// Forgets every word and gives back all chunks but the first.
     pub(crate) fn reset(&self) {
-        self.top.set(first_entry(self.first));
+        self.top.set(first_word(self.first));
         // SAFETY: the first chunk lives as long as the stack.
         let mut chunk = unsafe { (*self.first).newer };
         // SAFETY: as above; the links cut here lead to chunks freed below.
@@ -175,7 +208,7 @@ impl RootStack {
         while !chunk.is_null() {
             // SAFETY: a live chunk of this stack.
             let newer = unsafe { (*chunk).newer };
-            // SAFETY: allocated with this layout; no entry of it is below the new top.
+            // SAFETY: allocated with this layout; no word of it is below the new top.
             unsafe { alloc::dealloc(chunk.cast(), CHUNK) };
             chunk = newer;
         }
@@ -190,7 +223,34 @@ impl Drop for RootStack {
     }
 }
 
-fn new_chunk(older: *mut RootChunk) -> *mut RootChunk {
+/// Writes a group's trailer. Returns the top behind it.
+#[inline(always)]
+fn close(group: OpenGroup) -> RootMark {
+    let trailer = group.kinds | u64::from(group.count);
+    // SAFETY: `make_room` has seen to room for the trailer.
+    unsafe { group.top.write(trailer as usize) };
+    // SAFETY: as above, and there is a free word behind it.
+    unsafe { group.top.add(1) }
+}
+
+/// Goes on from a chunk without room to the next, making it if there is none. Returns the new top.
+#[cold]
+#[inline(never)]
+fn next_chunk_slow(top: RootMark) -> RootMark {
+    let chunk = chunk_of(top);
+    // SAFETY: a live chunk; only its stack's own thread links chunks.
+    let mut newer = unsafe { (*chunk).newer };
+    if newer.is_null() {
+        newer = new_chunk();
+        // SAFETY: as above.
+        unsafe { (*chunk).newer = newer };
+    }
+    // SAFETY: as above.
+    unsafe { (*newer).left_at = top };
+    first_word(newer)
+}
+
+fn new_chunk() -> *mut RootChunk {
     // SAFETY: the layout has a size.
     let chunk = unsafe { alloc::alloc_zeroed(CHUNK) };
     if chunk.is_null() {
@@ -199,22 +259,22 @@ fn new_chunk(older: *mut RootChunk) -> *mut RootChunk {
     #[expect(clippy::cast_ptr_alignment, reason = "allocated with an alignment of CHUNK_BYTES")]
     let chunk = chunk.cast::<RootChunk>();
     // SAFETY: fresh memory, large enough and aligned.
-    unsafe { chunk.write(RootChunk { older, newer: ptr::null_mut() }) };
+    unsafe { chunk.write(RootChunk { newer: ptr::null_mut(), left_at: ptr::null_mut() }) };
     chunk
 }
 
-fn first_entry(chunk: *mut RootChunk) -> RootMark {
+fn first_word(chunk: *mut RootChunk) -> RootMark {
     chunk.wrapping_add(1).cast()
 }
 
-/// The chunk whose end `mark` is.
-fn chunk_ending_at(mark: RootMark) -> *mut RootChunk {
-    mark.map_addr(|address| address - CHUNK_BYTES).cast()
+/// The chunk a mark is in.
+fn chunk_of(mark: RootMark) -> *mut RootChunk {
+    mark.map_addr(|address| address & !(CHUNK_BYTES - 1)).cast()
 }
 
 #[cfg(all(test, not(loom)))]
 mod tests {
-    use super::{EntryKind, RootMark, RootStack};
+    use super::{EntryKind, OpenGroup, RootMark, RootStack};
 
     fn words(stack: &RootStack, from: RootMark, to: RootMark) -> Vec<usize> {
         let mut words = Vec::new();
@@ -223,13 +283,21 @@ mod tests {
         words
     }
 
-    #[test]
-    fn entries_come_back_newest_first_across_chunks() {
-        let stack = RootStack::new();
-        let base = stack.mark();
-        for word in 0..1000_usize {
-            stack.push(stack.mark(), EntryKind::Root, word);
+    /// A call that declares `values` and is published.
+    fn call(stack: &RootStack, values: impl IntoIterator<Item = usize>) -> RootMark {
+        let mark = stack.mark();
+        let mut group = OpenGroup::at(mark);
+        for value in values {
+            stack.push(&mut group, EntryKind::Root, value);
         }
+        stack.seal(group);
+        mark
+    }
+
+    #[test]
+    fn words_come_back_newest_first_across_groups_and_chunks() {
+        let stack = RootStack::new();
+        let base = call(&stack, 0..1000);
         assert_eq!(words(&stack, base, stack.mark()), (0..1000).rev().collect::<Vec<_>>());
     }
 
@@ -237,34 +305,65 @@ mod tests {
     fn every_mark_splits_the_stack_in_two() {
         let stack = RootStack::new();
         let base = stack.mark();
-        let mut marks = vec![base];
-        for word in 0..300_usize {
-            stack.push(stack.mark(), EntryKind::Pin, word);
-            marks.push(stack.mark());
+        let mut marks = vec![(base, 0)];
+        let mut total = 0;
+        for count in (0..40).chain([1; 200]) {
+            call(&stack, total..total + count);
+            total += count;
+            marks.push((stack.mark(), total));
         }
-        for (count, &mark) in marks.iter().enumerate() {
-            assert_eq!(words(&stack, base, mark).len(), count);
-            assert_eq!(words(&stack, mark, stack.mark()).len(), 300 - count);
+        for (mark, below) in marks {
+            assert_eq!(words(&stack, base, mark), (0..below).rev().collect::<Vec<_>>());
+            assert_eq!(words(&stack, mark, stack.mark()), (below..total).rev().collect::<Vec<_>>());
         }
     }
 
     #[test]
-    fn releasing_to_a_mark_at_a_chunk_end_and_pushing_again_reuses_the_chunks() {
+    fn kinds_stand_with_their_words_in_full_groups_too() {
+        let kinds = [EntryKind::Root, EntryKind::InPlace, EntryKind::Pin, EntryKind::TransitivePin, EntryKind::KeepAlive];
         let stack = RootStack::new();
         let base = stack.mark();
-        for _ in 0..3 {
-            for word in 0..63_usize {
-                stack.push(stack.mark(), EntryKind::Root, word);
-            }
-            let full = stack.mark();
-            stack.push(stack.mark(), EntryKind::Root, 63_usize);
-            assert_eq!(words(&stack, full, stack.mark()), [63]);
-            stack.release_to(full);
-            assert_eq!(words(&stack, full, stack.mark()), [0_usize; 0]);
-            assert_eq!(words(&stack, base, stack.mark()).len(), 63);
+        let mut group = OpenGroup::at(base);
+        for word in 0..100_usize {
+            stack.push(&mut group, kinds[word % 5], word);
+        }
+        stack.seal(group);
+        let mut expected = 100;
+        stack.all(|entry| {
+            expected -= 1;
+            // SAFETY: the words pushed above.
+            assert_eq!(unsafe { entry.word::<usize>().read() }, expected);
+            assert_eq!(entry.kind, kinds[expected % 5]);
+        });
+        assert_eq!(expected, 0);
+    }
+
+    #[test]
+    fn a_call_that_runs_again_with_more_words_has_them_all() {
+        let stack = RootStack::new();
+        let base = stack.mark();
+        let mut group = OpenGroup::at(base);
+        for word in 0..50_usize {
+            stack.push(&mut group, EntryKind::Root, word);
+            stack.seal(group);
+            assert_eq!(words(&stack, base, stack.mark()), (0..=word).rev().collect::<Vec<_>>());
+        }
+    }
+
+    #[test]
+    fn a_released_stack_is_used_again_from_the_mark() {
+        let stack = RootStack::new();
+        let base = stack.mark();
+        for round in 0..5 {
+            let mark = call(&stack, 0..200 + round);
+            let inner = call(&stack, 7..9);
+            stack.release_to(inner);
+            assert_eq!(words(&stack, mark, stack.mark()).len(), 200 + round);
             stack.release_to(base);
+            assert_eq!(words(&stack, base, stack.mark()), [0_usize; 0]);
         }
         stack.reset();
-        assert_eq!(words(&stack, stack.mark(), stack.mark()), [0_usize; 0]);
+        call(&stack, 1..4);
+        assert_eq!(words(&stack, base, stack.mark()), [3, 2, 1]);
     }
 }

@@ -11,7 +11,7 @@ use crate::record::Header;
 use crate::registry::{Coordinator, PauseHeldHere};
 
 impl Coordinator {
-    /// Publishes `frame`, waits for the pause in force to end, and returns managed.
+    /// Publishes `frame`, waits for the pause in force to end, and returns managed in the activation whose record is `running`.
     ///
     /// # Errors
     ///
@@ -22,13 +22,14 @@ impl Coordinator {
         &self,
         header: &Header,
         frame: *const ForeignFrame,
+        running: *const ForeignFrame,
         faults: Faults,
     ) -> Result<(), PauseHeldHere> {
         Errno::keep(|| {
             loop {
                 header.word.publish(frame, faults);
                 drop(self.wait_for_resume(self.lock())?);
-                if header.word.retract(faults) {
+                if header.word.retract(running, faults) {
                     return Ok(());
                 }
             }

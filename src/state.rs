@@ -1,10 +1,11 @@
 //! The state of a mutator: the pure transition table, and the one word it is published in.
 //!
-//! A mutator is *managed* exactly while its frame word is null. Any other value is the address of its newest complete record, so
-//! that the state and the frames a collector may walk are one atomic value (invariant I1): nobody can observe "foreign" without a record.
+//! The frame word always holds the address of a record. With its lowest bit set, the mutator is *managed*, and the record is the one the running
+//! activation will use for its next crossing. With the bit clear, the mutator is foreign or stopped, and the record is its newest, complete: so the state
+//! and the frames a collector may walk are one atomic value (invariant I1), and nobody can observe "foreign" without a record.
 
 use crate::faults::Faults;
-use crate::sync::{AtomicPtr, AtomicU32, FenceStrategy};
+use crate::sync::{AtomicPtr, AtomicU32, FenceStrategy, light_compiler_fence, light_fence};
 use core::fmt;
 use core::ptr;
 use core::sync::atomic::Ordering;
@@ -83,11 +84,17 @@ impl State {
 pub(crate) struct CrossingWord<F> {
     frame: AtomicPtr<F>,
     poll: AtomicU32,
-    fence: FenceStrategy,
 }
 
 /// A pause wants the mutator to stop.
 pub(crate) const STOP: u32 = 1;
+
+/// Set for ever in a world with symmetric fences: "the word was read without a fence; fence and read again". One test of the word so serves
+/// both strategies, and the asymmetric one pays for no other.
+pub(crate) const FENCE_FIRST: u32 = 1 << 31;
+
+/// The bit of the frame word that says "managed".
+pub(crate) const MANAGED: usize = 1;
 
 impl<F> CrossingWord<F> {
     /// Where the frame word is.
@@ -95,9 +102,16 @@ impl<F> CrossingWord<F> {
     /// Where the poll word is.
     pub(crate) const POLL: usize = memoffset::offset_of!(Self, poll);
 
-    /// Makes the word of a mutator that is managed.
+    /// Makes the word of a mutator that is not attached.
     pub(crate) fn new(fence: FenceStrategy) -> Self {
-        Self { frame: AtomicPtr::new(ptr::null_mut()), poll: AtomicU32::new(0), fence }
+        let poll = if fence.light_is_a_fence() { FENCE_FIRST } else { 0 };
+        Self { frame: AtomicPtr::new(ptr::null_mut()), poll: AtomicU32::new(poll) }
+    }
+
+    #[inline(always)]
+    fn managed(running: *const F) -> *mut F {
+        const { assert!(align_of::<F>() > MANAGED) };
+        running.cast_mut().map_addr(|address| address | MANAGED)
     }
 
     /// Becomes foreign (or stopped): publishes `frame` and everything written before. Pairs with [`observe`](Self::observe).
@@ -108,40 +122,63 @@ impl<F> CrossingWord<F> {
         self.frame.store(frame.cast_mut(), order);
     }
 
-    /// Becomes managed, fences, and says whether the poll word is clear; unless it is, the caller must publish again and wait
-    /// before it touches anything managed (I4).
+    /// Becomes managed, in the activation whose record is `running`, fences, and says whether the poll word is clear; unless it is,
+    /// the caller must publish again and wait before it touches anything managed (I4).
     ///
     /// The load pairs with [`clear`](Self::clear): having seen the word cleared, this thread sees what the collector did.
     #[inline(always)]
-    pub(crate) fn retract(&self, faults: Faults) -> bool {
-        self.frame.store(ptr::null_mut(), Ordering::Relaxed);
-        if !faults.has(Faults::NO_LIGHT_FENCE) {
-            self.fence.light();
+    pub(crate) fn retract(&self, running: *const F, faults: Faults) -> bool {
+        self.frame.store(Self::managed(running), Ordering::Relaxed);
+        // The processor may still read the poll word first; where no fence follows, the stopper's heavy fence takes care of that.
+        light_compiler_fence();
+        let poll = self.poll.load(Ordering::Acquire);
+        if poll == 0 {
+            return true;
+        }
+        if poll & FENCE_FIRST != 0 && !faults.has(Faults::NO_LIGHT_FENCE) {
+            light_fence();
         }
         self.is_clear()
     }
 
-    /// Puts the word of a record that no stopper can see in the managed state.
-    pub(crate) fn reset(&self) {
-        self.frame.store(ptr::null_mut(), Ordering::Relaxed);
+    /// Makes managed a mutator that no stopper can see, or whose own thread holds the pause.
+    pub(crate) fn reset(&self, running: *const F) {
+        self.frame.store(Self::managed(running), Ordering::Relaxed);
     }
 
     /// Says whether nobody wants anything of this mutator: the poll, one load and one branch. Pairs with [`clear`](Self::clear).
     #[inline(always)]
     pub(crate) fn is_clear(&self) -> bool {
-        self.poll.load(Ordering::Acquire) == 0
+        self.poll.load(Ordering::Acquire) & !FENCE_FIRST == 0
     }
 
-    /// The word as its own thread last wrote it; no other thread writes it.
+    /// The record in the word, managed or not. For its own thread: no other writes the word.
     #[inline(always)]
-    pub(crate) fn own(&self) -> *const F {
-        self.frame.load(Ordering::Relaxed)
+    pub(crate) fn record(&self) -> *const F {
+        self.frame.load(Ordering::Relaxed).map_addr(|address| address & !MANAGED)
     }
 
-    /// The word as another thread sees it: null, or a complete record. Pairs with [`publish`](Self::publish).
+    /// Says whether the mutator is managed, in the activation whose record is `running`. For its own thread.
+    #[inline(always)]
+    pub(crate) fn is_managed_in(&self, running: *const F) -> bool {
+        self.frame.load(Ordering::Relaxed) == Self::managed(running)
+    }
+
+    /// The published record; null while managed. For its own thread.
+    #[inline(always)]
+    pub(crate) fn published(&self) -> *const F {
+        Self::unless_managed(self.frame.load(Ordering::Relaxed))
+    }
+
+    /// The published record as another thread sees it, complete; null while managed. Pairs with [`publish`](Self::publish).
     #[inline(always)]
     pub(crate) fn observe(&self) -> *const F {
-        self.frame.load(Ordering::Acquire)
+        Self::unless_managed(self.frame.load(Ordering::Acquire))
+    }
+
+    #[inline(always)]
+    fn unless_managed(word: *mut F) -> *const F {
+        if word.addr() & MANAGED == 0 { word } else { ptr::null() }
     }
 
     /// Asks the mutator to do what `bits` say. Ordered against the mutator's state by the stopper's heavy fence, which follows.

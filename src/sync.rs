@@ -139,17 +139,9 @@ impl FenceStrategy {
         }
     }
 
-    /// The mutator's half: orders its state store before its poll load.
-    #[inline(always)]
-    pub(crate) fn light(self) {
-        #[cfg(loom)]
-        loom::sync::atomic::fence(Ordering::SeqCst);
-        #[cfg(not(loom))]
-        match self {
-            // Only the compiler must be stopped here; the processor is stopped by the stopper's `heavy`.
-            Self::Asymmetric => core::sync::atomic::compiler_fence(Ordering::SeqCst),
-            Self::Symmetric => core::sync::atomic::fence(Ordering::SeqCst),
-        }
+    /// Says whether the mutator's half is a fence of the processor. Under loom it always is: loom has no `membarrier`.
+    pub(crate) fn light_is_a_fence(self) -> bool {
+        self == Self::Symmetric || cfg!(loom)
     }
 
     /// The stopper's half: orders its poll stores before its state loads, for every mutator at once.
@@ -162,6 +154,23 @@ impl FenceStrategy {
             Self::Symmetric => core::sync::atomic::fence(Ordering::SeqCst),
         }
     }
+}
+
+/// The mutator's half of the asymmetric strategy: orders its state store before its poll load in the program; [`FenceStrategy::heavy`] does it
+/// in the processor.
+#[inline(always)]
+pub(crate) fn light_compiler_fence() {
+    #[cfg(not(loom))]
+    core::sync::atomic::compiler_fence(Ordering::SeqCst);
+}
+
+/// The mutator's half of the symmetric strategy: orders its state store before its next poll load.
+#[inline(always)]
+pub(crate) fn light_fence() {
+    #[cfg(loom)]
+    loom::sync::atomic::fence(Ordering::SeqCst);
+    #[cfg(not(loom))]
+    core::sync::atomic::fence(Ordering::SeqCst);
 }
 
 #[cfg(all(target_os = "linux", not(loom), not(miri)))]

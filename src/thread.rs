@@ -1,6 +1,6 @@
 //! What a thread knows of its own mutators: the list an upcall looks in, attaching, and what happens at thread exit.
 //!
-//! Two thread-locals, since they have opposite needs. `CURRENT` is read by every upcall: constant-initialised and without a destructor, so reading it
+//! Thread-locals of two kinds, since they have opposite needs. `ONLY` and `NEWEST` are read by upcalls: constant-initialised and without a destructor, so reading one
 //! is one load. `EXIT` has a destructor and is touched on attach and detach only. A thread's destructors run in any order, after which `EXIT` is gone:
 //! then nothing attaches any more.
 
@@ -19,7 +19,12 @@ use std::sync::Arc;
 
 thread_local_const! {
     /// The newest mutator of this thread; older ones hang off `next_on_thread`.
-    static CURRENT: Cell<*const Header> = Cell::new(ptr::null());
+    static NEWEST: Cell<*const Header> = Cell::new(ptr::null());
+}
+
+thread_local_const! {
+    /// The only mutator of this thread; null if it has none or several.
+    static ONLY: Cell<*const Header> = Cell::new(ptr::null());
 }
 
 thread_local_lazy! {
@@ -49,6 +54,12 @@ impl<V: StackScanner> Leave for Shared<V> {
 
 impl Drop for ExitHook {
     fn drop(&mut self) {
+        #[cfg(loom)]
+        if std::thread::panicking() {
+            // A model has failed: loom drops its threads' locals outside of the execution, where nothing of it can be used.
+            let _leaked = core::mem::ManuallyDrop::new(self.attached.take());
+            return;
+        }
         for (header, world) in self.attached.take() {
             // SAFETY: `world` keeps the record alive; it is this thread's.
             let header = unsafe { &*header };
@@ -59,8 +70,8 @@ impl Drop for ExitHook {
                     // (`Attachment` checks), so it can count as stopped; its roots stay (I9).
                     header.ownership.set(Ownership::Orphan);
                     if header.state() == State::Managed {
-                        header.spare().kind.set(FrameKind::Safepoint);
-                        header.word.publish(header.spare.get(), Faults::NONE);
+                        header.base.kind.set(FrameKind::Safepoint);
+                        header.word.publish(&raw const header.base, Faults::NONE);
                     }
                     unlink(header);
                 }
@@ -72,7 +83,7 @@ impl Drop for ExitHook {
 
 /// Calls `f` with the first mutator of this thread, newest first, for which it returns something.
 fn find<T>(mut f: impl FnMut(&Header) -> Option<T>) -> Option<T> {
-    let mut header = CURRENT.with(Cell::get);
+    let mut header = NEWEST.with(Cell::get);
     while !header.is_null() {
         // SAFETY: records on the list are attached to this thread, and unlinked before they are given back.
         let record = unsafe { &*header };
@@ -84,51 +95,52 @@ fn find<T>(mut f: impl FnMut(&Header) -> Option<T>) -> Option<T> {
     None
 }
 
+/// Puts a record on this thread's list.
+fn link(header: &Header) {
+    header.next_on_thread.set(NEWEST.with(|newest| newest.replace(header)));
+    find_only();
+}
+
+/// Takes a record off this thread's list.
 fn unlink(header: &Header) {
-    let this = ptr::from_ref(header);
-    CURRENT.with(|current| {
-        if current.get() == this {
-            current.set(header.next_on_thread.get());
-            return;
-        }
-        let mut newer = current.get();
-        while !newer.is_null() {
-            // SAFETY: as in `find`.
-            let record = unsafe { &*newer };
-            if record.next_on_thread.get() == this {
-                record.next_on_thread.set(header.next_on_thread.get());
-                return;
-            }
-            newer = record.next_on_thread.get();
-        }
-    });
+    let next = header.next_on_thread.replace(ptr::null());
+    let newer = find(|newer| ptr::eq(newer.next_on_thread.get(), header).then_some(ptr::from_ref(newer)));
+    match newer {
+        // SAFETY: as in `find`.
+        Some(newer) => unsafe { (*newer).next_on_thread.set(next) },
+        None => NEWEST.with(|newest| newest.set(next)),
+    }
+    find_only();
+}
+
+/// Recomputes `ONLY` after a change of the list.
+fn find_only() {
+    let newest = NEWEST.with(Cell::get);
+    // SAFETY: as in `find`.
+    let alone = unsafe { newest.as_ref() }.is_some_and(|header| header.next_on_thread.get().is_null());
+    ONLY.with(|only| only.set(if alone { newest } else { ptr::null() }));
+}
+
+/// Returns this thread's mutator if it has one only and that is of a world of type `V`; else null.
+#[inline(always)]
+pub(crate) fn only<V: StackScanner>() -> *const Record<V> {
+    let header = ONLY.with(Cell::get);
+    // SAFETY: as in `find`.
+    match unsafe { header.as_ref() } {
+        Some(record) if record.vm_type == TypeId::of::<V>() => header.cast(),
+        _ => ptr::null(),
+    }
 }
 
 /// Returns this thread's mutator of a world of type `V`; null if it has none. With several, the one whose foreign call is the innermost.
-#[inline(always)]
-pub(crate) fn current<V: StackScanner>() -> *const Record<V> {
-    let header = CURRENT.with(Cell::get);
-    if header.is_null() {
-        return ptr::null();
-    }
-    // SAFETY: as in `find`.
-    let record = unsafe { &*header };
-    if record.vm_type == TypeId::of::<V>() && record.next_on_thread.get().is_null() {
-        return header.cast();
-    }
-    innermost_slow::<V>().cast()
-}
-
-#[cold]
-#[inline(never)]
-fn innermost_slow<V: StackScanner>() -> *const Header {
+pub(crate) fn innermost<V: StackScanner>() -> *const Record<V> {
     let mut best: (usize, *const Header) = (usize::MAX, ptr::null());
     find(|header| {
         if header.vm_type == TypeId::of::<V>() {
-            let frame = header.word.own();
+            let frame = header.word.published();
             // A managed one is taken only if there is no other: it is an error to call in on it, and the caller says so. Native stacks
             // grow downwards on every machine here, so the innermost crossing has the lowest stack pointer.
-            // SAFETY: the word holds null or a live record.
+            // SAFETY: null or a live record.
             let sp = unsafe { frame.as_ref() }.map_or(usize::MAX, ForeignFrame::native_sp::<V>);
             if best.1.is_null() || sp < best.0 {
                 best = (sp, ptr::from_ref(header));
@@ -136,23 +148,25 @@ fn innermost_slow<V: StackScanner>() -> *const Header {
         }
         None::<()>
     });
-    best.1
+    best.1.cast()
 }
 
 impl<V: StackScanner> Shared<V> {
-    /// Returns this thread's mutator of this world; null if it has none.
+    /// Returns this thread's mutator if it has one only and that is of this world; else null.
     #[inline(always)]
-    pub(crate) fn current(&self) -> *const Record<V> {
-        let world = ptr::from_ref(self).cast::<()>();
-        let header = CURRENT.with(Cell::get);
+    pub(crate) fn only(&self) -> *const Record<V> {
+        let header = ONLY.with(Cell::get);
         // SAFETY: as in `find`.
         match unsafe { header.as_ref() } {
-            None => ptr::null(),
-            Some(record) if record.world == world => header.cast(),
-            Some(_) => find(|header| (header.world == world).then_some(ptr::from_ref(header)))
-                .unwrap_or(ptr::null())
-                .cast(),
+            Some(record) if record.world == ptr::from_ref(self).cast() => header.cast(),
+            _ => ptr::null(),
         }
+    }
+
+    /// Returns this thread's mutator of this world; null if it has none.
+    pub(crate) fn current(&self) -> *const Record<V> {
+        let world = ptr::from_ref(self).cast();
+        find(|header| (header.world == world).then_some(ptr::from_ref(header))).unwrap_or(ptr::null()).cast()
     }
 
     /// Attaches the calling thread. On return it is managed if `ownership` is an attachment's, foreign if it is the thread's own.
@@ -182,10 +196,10 @@ impl<V: StackScanner> Shared<V> {
         match ownership {
             Ownership::Thread => {
                 header.base.kind.set(FrameKind::ForeignThread);
-                header.word.publish(header.spare.get(), V::FAULTS);
+                header.word.publish(&raw const header.base, V::FAULTS);
             }
             // Managed from the start: no stopper can look until the gate lets it in, and then none is stopping.
-            _ => header.word.reset(),
+            _ => header.word.reset(&raw const header.base),
         }
         self.coordinator.admit(header, V::FAULTS)?;
         scopeguard::ScopeGuard::into_inner(undo);
@@ -193,10 +207,7 @@ impl<V: StackScanner> Shared<V> {
         let world: Arc<dyn Leave> = Arc::<Self>::clone(self);
         // It was there just now, and its destructor runs after this function has returned.
         let _ = EXIT.try_with(|exit| exit.attached.borrow_mut().push((ptr::from_ref(header), world)));
-        CURRENT.with(|current| {
-            header.next_on_thread.set(current.get());
-            current.set(header);
-        });
+        link(header);
         Ok(record)
     }
 
@@ -216,26 +227,26 @@ impl<V: StackScanner> Shared<V> {
     /// What the mutator is doing that forbids it. Nothing has been changed.
     pub(crate) fn detach(&self, header: &Header) -> Result<(), &'static str> {
         let orphan = header.ownership.get() == Ownership::Orphan;
-        let own = header.word.own();
-        let at_base = header.spare.get() == &raw const header.base;
+        let base = &raw const header.base;
         match header.ownership.get() {
             Ownership::Attachment => {
                 header.state().after(Event::Detach)?;
-                if !at_base {
+                if !header.word.is_managed_in(base) {
                     return Err("an upcall of it is in progress; detach when the foreign call has returned");
                 }
                 header.base.kind.set(FrameKind::Safepoint);
-                header.word.publish(&raw const header.base, V::FAULTS);
+                header.word.publish(base, V::FAULTS);
             }
-            Ownership::Thread if own != &raw const header.base => {
+            Ownership::Thread if header.word.published() != base => {
                 return Err("an upcall of it is in progress; detach when the upcall has returned");
             }
             Ownership::Thread | Ownership::Orphan => {}
             Ownership::Nobody => return Err("it is not attached"),
         }
         if self.coordinator.dismiss(header, V::FAULTS).is_err() {
-            if own.is_null() {
-                header.word.reset();
+            if header.ownership.get() == Ownership::Attachment {
+                header.base.kind.set(FrameKind::ForeignCall);
+                header.word.reset(base);
             }
             return Err("this thread holds a pause of the world; end the pause first");
         }

@@ -61,11 +61,11 @@ pub(crate) fn leave_managed<V: StackScanner>(vm: &V, header: &Header, frame: &Fo
 /// Becomes managed again after a foreign call whose record is `frame`.
 #[inline(always)]
 pub(crate) fn come_back<V: StackScanner>(vm: &V, header: &Header, frame: &ForeignFrame) {
-    if !ptr::eq(header.word.own(), frame) {
+    if !ptr::eq(header.word.published(), frame) {
         repair_slow(vm, header, frame);
     }
     hook(|| vm.entering_managed(Crossing::ForeignCall));
-    if !header.word.retract(V::FAULTS) && !V::FAULTS.has(Faults::NO_WAIT_ON_RETURN) {
+    if !header.word.retract(frame, V::FAULTS) && !V::FAULTS.has(Faults::NO_WAIT_ON_RETURN) {
         wait_slow::<V>(header, frame);
     }
 }
@@ -73,7 +73,7 @@ pub(crate) fn come_back<V: StackScanner>(vm: &V, header: &Header, frame: &Foreig
 #[cold]
 #[inline(never)]
 fn wait_slow<V: StackScanner>(header: &Header, frame: &ForeignFrame) {
-    if header.coordinator().wait_published(header, frame, V::FAULTS).is_err() {
+    if header.coordinator().wait_published(header, frame, frame, V::FAULTS).is_err() {
         // Inside `run`, safe code stopped the world, kept the pause, and returned: the pause's closure form makes that impossible.
         unwind::abort(format_args!(
             "the foreign call at {} returned inside a pause that its own thread holds",
@@ -95,37 +95,38 @@ pub(crate) fn site_of(frame: &ForeignFrame) -> &'static dyn core::fmt::Display {
 #[inline(never)]
 fn repair_slow<V: Vm>(vm: &V, header: &Header, frame: &ForeignFrame) {
     let mut skipped = 0;
-    // SAFETY: `spare` and `older` name live records of this mutator.
-    let mut record = unsafe { &*header.spare.get() };
+    // SAFETY: the word of an attached mutator holds a live record of it, and `older` names one.
+    let mut record = unsafe { &*header.word.record() };
     while !ptr::eq(record, frame) {
         skipped += 1;
         if record.after.get() != 0 {
             record.finish_slow();
         }
         header.roots.release_to(record.roots_base.get());
-        // SAFETY: as above; `frame` is older than `spare`, so the chain does not end before it.
+        // SAFETY: as above; `frame` is older, so the chain does not end before it.
         record = unsafe { &*record.older };
     }
-    header.spare.set(frame);
     vm.report(&Report::ActivationsSkipped { skipped, call_site: frame.site.get() });
 }
 
-/// Becomes managed for an upcall on a mutator whose published record is `saved`.
+/// Becomes managed for an upcall, in the activation whose record is `frame`. Says whether it may go on; if not, [`wait_to_come_in`] is next.
+#[inline(always)]
+pub(crate) fn come_in<V: StackScanner>(vm: &V, header: &Header, frame: &ForeignFrame) -> bool {
+    hook(|| vm.entering_managed(Crossing::Upcall));
+    header.word.retract(frame, V::FAULTS) || V::FAULTS.has(Faults::NO_WAIT_ON_UPCALL)
+}
+
+/// Waits, with the record set aside published again, until an upcall may go on.
 ///
 /// # Errors
 ///
-/// The thread holds a pause itself; it is foreign still.
-#[inline(always)]
-pub(crate) fn come_in<V: StackScanner>(
-    vm: &V,
+/// The thread holds the pause itself; it is foreign still.
+pub(crate) fn wait_to_come_in<V: StackScanner>(
     header: &Header,
     saved: &ForeignFrame,
+    frame: &ForeignFrame,
 ) -> Result<(), PauseHeldHere> {
-    hook(|| vm.entering_managed(Crossing::Upcall));
-    if !header.word.retract(V::FAULTS) && !V::FAULTS.has(Faults::NO_WAIT_ON_UPCALL) {
-        header.coordinator().wait_published(header, saved, V::FAULTS)?;
-    }
-    Ok(())
+    header.coordinator().wait_published(header, saved, frame, V::FAULTS)
 }
 
 /// Becomes foreign again at the end of an upcall, re-instating the very record that was set aside: the last store (I2).
@@ -160,10 +161,10 @@ pub(crate) fn at_safepoint<V: StackScanner, R>(
     let result = with_capture::<V, R>(frame, anchor, site, || {
         header.word.publish(frame, V::FAULTS);
         let _back = scopeguard::guard((), |()| {
-            let waited = header.word.retract(V::FAULTS)
-                || header.coordinator().wait_published(header, frame, V::FAULTS).is_ok();
+            let waited = header.word.retract(frame, V::FAULTS)
+                || header.coordinator().wait_published(header, frame, frame, V::FAULTS).is_ok();
             if !waited {
-                header.word.reset();
+                header.word.reset(frame);
             }
             frame.kind.set(FrameKind::ForeignCall);
             if std::thread::panicking() {
@@ -201,7 +202,10 @@ pub(crate) fn with_capture<V: Vm, R>(
     match V::CAPTURE {
         Capture::Registers => with_registers(frame, anchor, f),
         Capture::Anchor => {
-            frame.anchor.set(anchor.unwrap_or_else(|| arch::anchor(site)));
+            match anchor {
+                Some(anchor) => frame.anchor.set(anchor),
+                None => frame.anchor.capture(site),
+            }
             f()
         }
         Capture::Nothing => {

@@ -10,14 +10,16 @@
 //! An upcall comes in two strengths. [`upcall_fn`] makes a plain C function pointer of a function item, with no data of its own. [`UpcallClosure`] makes a function
 //! and a user-data pointer of a closure, for C interfaces that pass such a pointer on.
 
+use crate::activation::ForeignFrame;
 use crate::arch;
+use crate::faults::Faults;
 use crate::mutator::Mutator;
 use crate::pause::Shared;
 use crate::record::Ownership;
 use crate::registry::AttachError;
 use crate::state::{Event, State};
-use crate::thread::{Record, current};
-use crate::transition::{come_in, go_back_out, refuse_wait_in_own_pause, site_of};
+use crate::thread::{Record, innermost, only};
+use crate::transition::{come_in, go_back_out, refuse_wait_in_own_pause, site_of, wait_to_come_in};
 use crate::unwind::{self, Payload};
 use crate::vm::{Capture, FrameKind, Report, StackScanner};
 use crate::home::home;
@@ -29,6 +31,9 @@ use core::ptr::{self, NonNull};
 use std::sync::Arc;
 
 /// Runs `body` as an upcall on `record`'s mutator, and returns its result, or `fallback()` if it panicked.
+///
+/// The common way through makes one call, the body, and keeps one value across it; everything else leaves by a tail call. That is worth half the
+/// upcall's time.
 #[inline(always)]
 fn cross_in<V: StackScanner, R>(
     record: &Record<V>,
@@ -37,27 +42,76 @@ fn cross_in<V: StackScanner, R>(
 ) -> R {
     let header = &record.header;
     // SAFETY: null, or a live record of this mutator.
-    let Some(saved) = (unsafe { header.word.own().as_ref() }) else {
+    let Some(saved) = (unsafe { header.word.published().as_ref() }) else {
         abort_managed::<V>(record);
     };
-    // SAFETY: `world` points to the `Shared<V>` whose record this is, which outlives it.
-    let shared = unsafe { &*header.world.cast::<Shared<V>>() };
-    let vm = &shared.vm;
-    if come_in(vm, header, saved).is_err() {
-        refuse_held(vm, saved);
+    // SAFETY: null, or a live record of this mutator.
+    let Some(frame) = (unsafe { saved.newer().as_ref() }) else {
+        saved.grow_slow();
+        return cross_in_again(record, body, fallback);
+    };
+    if !come_in(vm_of::<V>(record), header, frame) {
+        return cross_in_waiting(record, saved, frame, body, fallback);
+    }
+    managed_part(record, frame, body, fallback)
+}
+
+/// [`cross_in`], now that there is a record for this depth.
+#[cold]
+#[inline(never)]
+fn cross_in_again<V: StackScanner, R>(
+    record: &Record<V>,
+    body: impl FnOnce(&mut Mutator<'_, V>) -> R,
+    fallback: impl FnOnce() -> R,
+) -> R {
+    let header = &record.header;
+    // SAFETY: `cross_in` has seen a published record, and this is its thread.
+    let saved = unsafe { &*header.word.published() };
+    // SAFETY: made just now.
+    let frame = unsafe { &*saved.newer() };
+    if !come_in(vm_of::<V>(record), header, frame) {
+        return cross_in_waiting(record, saved, frame, body, fallback);
+    }
+    managed_part(record, frame, body, fallback)
+}
+
+/// [`cross_in`] while a pause is wanted: waits before the body runs.
+#[cold]
+#[inline(never)]
+fn cross_in_waiting<V: StackScanner, R>(
+    record: &Record<V>,
+    saved: &ForeignFrame,
+    frame: &ForeignFrame,
+    body: impl FnOnce(&mut Mutator<'_, V>) -> R,
+    fallback: impl FnOnce() -> R,
+) -> R {
+    if wait_to_come_in::<V>(&record.header, saved, frame).is_err() {
+        refuse_held(vm_of::<V>(record), saved);
         return fallback();
     }
-    // Managed. From here to `go_back_out` nothing unwinds: the body is stopped, and a fallback that panics aborts (`extern "C"`).
-    let mut frame = saved.newer();
-    if frame.is_null() {
-        frame = saved.grow_slow();
+    managed_part(record, frame, body, fallback)
+}
+
+#[inline(always)]
+fn vm_of<V: StackScanner>(record: &Record<V>) -> &V {
+    // SAFETY: `world` points to the `Shared<V>` whose record this is, which outlives it.
+    unsafe { &(*record.header.world.cast::<Shared<V>>()).vm }
+}
+
+/// The upcall from the moment it is managed to the moment it is foreign again.
+#[inline(always)]
+fn managed_part<V: StackScanner, R>(
+    record: &Record<V>,
+    frame: &ForeignFrame,
+    body: impl FnOnce(&mut Mutator<'_, V>) -> R,
+    fallback: impl FnOnce() -> R,
+) -> R {
+    // Nothing unwinds from here on: the body is stopped, and a fallback that panics aborts (`extern "C"`).
+    let header = &record.header;
+    if V::CAPTURE != Capture::Nothing {
+        frame.entry_sp.set(arch::stack_pointer());
     }
-    // SAFETY: records live as long as their mutator's.
-    let frame = unsafe { &*frame };
-    frame.entry_sp.set(arch::stack_pointer());
-    let base = header.roots.mark();
-    frame.roots_base.set(base);
-    header.spare.set(frame);
+    frame.roots_base.set(header.roots.mark());
     let outcome = unwind::stop(|| {
         // SAFETY: attached and managed until `go_back_out`, and the handle ends with the body.
         let mut mutator = unsafe { Mutator::new(record, frame) };
@@ -67,22 +121,27 @@ fn cross_in<V: StackScanner, R>(
             Capture::Nothing => body(&mut mutator),
         }
     });
-    let result = match outcome {
-        Ok(result) => result,
-        Err(payload) => {
-            carry(vm, saved, payload);
-            fallback()
-        }
-    };
+    // Read back rather than kept: the registers it would take cost more than the loads.
+    // SAFETY: the word of an attached mutator holds a live record.
+    let frame = unsafe { &*header.word.record() };
+    // SAFETY: the record of an upcall always has an older one, which lives as long.
+    let saved = unsafe { &*frame.older };
+    let base = frame.roots_base.get();
     // Something is above only if a call was leaked. Comparing keeps the next call from waiting for this store.
     if header.roots.mark() != base {
         header.roots.release_to(base);
     }
-    if V::FAULTS.has(crate::faults::Faults::ROOTS_DROPPED_BY_UPCALL) {
+    if V::FAULTS.has(Faults::ROOTS_DROPPED_BY_UPCALL) {
         header.roots.release_to(saved.roots_base.get());
     }
-    header.spare.set(saved);
-    go_back_out(vm, header, saved);
+    let result = match outcome {
+        Ok(result) => result,
+        Err(payload) => {
+            carry(vm_of::<V>(record), saved, payload);
+            fallback()
+        }
+    };
+    go_back_out(vm_of::<V>(record), header, saved);
     result
 }
 
@@ -94,7 +153,7 @@ fn outlined<R>(f: impl FnOnce() -> R) -> R {
 /// Keeps the panic of an upcall for the foreign call it ran in.
 #[cold]
 #[inline(never)]
-fn carry<V: StackScanner>(vm: &V, saved: &crate::activation::ForeignFrame, payload: Payload) {
+fn carry<V: StackScanner>(vm: &V, saved: &ForeignFrame, payload: Payload) {
     if saved.kind.get() == FrameKind::ForeignThread {
         vm.report(&Report::UpcallPanicUnclaimed { payload: &*payload });
     } else if let Some(second) = saved.set_pending(payload) {
@@ -116,8 +175,8 @@ fn refuse_held<V: StackScanner>(vm: &V, saved: &crate::activation::ForeignFrame)
 fn abort_managed<V: StackScanner>(record: &Record<V>) -> ! {
     let header = &record.header;
     let reason = State::Managed.after(Event::Upcall).err().unwrap_or_default();
-    // SAFETY: null or a live record: the foreign call the running activation was called from.
-    let caller = unsafe { header.spare().older.as_ref() };
+    // SAFETY: the word of an attached mutator holds a live record; `older` is null or one: the foreign call the running activation was called from.
+    let caller = unsafe { (*header.word.record()).older.as_ref() };
     match caller {
         Some(caller) => unwind::abort(format_args!(
             "mutator {} cannot receive an upcall: it is managed, in an upcall of the foreign call at {}; {reason}",
@@ -130,6 +189,38 @@ fn abort_managed<V: StackScanner>(record: &Record<V>) -> ! {
                 header.id.get()
             ))
         }
+    }
+}
+
+/// An upcall without data on a thread with no mutator, with several, or with one of another type of VM.
+#[cold]
+#[inline(never)]
+fn cross_in_somewhere<V: StackScanner, R>(
+    body: impl FnOnce(&mut Mutator<'_, V>) -> R,
+    fallback: impl FnOnce() -> R,
+) -> R {
+    // SAFETY: null, or this thread's attached record of a world of `V`.
+    if let Some(record) = unsafe { innermost::<V>().as_ref() } {
+        return cross_in(record, body, fallback);
+    }
+    match home::<V>() {
+        Some(shared) => cross_in_attaching(&shared, body, fallback),
+        None => abort_homeless::<V>(),
+    }
+}
+
+/// An upcall into a world that is not the thread's only one, or not yet one of its worlds.
+#[cold]
+#[inline(never)]
+fn cross_in_world<V: StackScanner, R>(
+    shared: &Arc<Shared<V>>,
+    body: impl FnOnce(&mut Mutator<'_, V>) -> R,
+    fallback: impl FnOnce() -> R,
+) -> R {
+    // SAFETY: null, or this thread's attached record of this world.
+    match unsafe { shared.current().as_ref() } {
+        Some(record) => cross_in(record, body, fallback),
+        None => cross_in_attaching(shared, body, fallback),
     }
 }
 
@@ -218,12 +309,9 @@ macro_rules! upcall_body {
                     let (body, fallback) = unsafe { (conjure::<Body>(), conjure::<Fallback>()) };
                     let body = |mutator: &mut Mutator<'_, V>| body(mutator, $($argument),*);
                     // SAFETY: null, or this thread's attached record of a world of `V`.
-                    match unsafe { current::<V>().as_ref() } {
+                    match unsafe { only::<V>().as_ref() } {
                         Some(record) => cross_in(record, body, fallback),
-                        None => match home::<V>() {
-                            Some(shared) => cross_in_attaching(&shared, body, fallback),
-                            None => abort_homeless::<V>(),
-                        },
+                        None => cross_in_somewhere(body, fallback),
                     }
                 }
                 enter::<V, Body, Fallback, R, $($Argument),*>
@@ -337,9 +425,9 @@ impl<V: StackScanner, F, R> ClosureData<V, F, R> {
             unsafe { ptr::from_ref(&self.fallback).read() }
         };
         // SAFETY: null, or this thread's attached record of this world.
-        match unsafe { self.shared.current().as_ref() } {
+        match unsafe { self.shared.only().as_ref() } {
             Some(record) => cross_in(record, body, fallback),
-            None => cross_in_attaching(&self.shared, body, fallback),
+            None => cross_in_world(&self.shared, body, fallback),
         }
     }
 }

@@ -21,23 +21,26 @@ pub(crate) fn stack_pointer() -> usize {
     sp
 }
 
-/// Returns pc, sp and x29 of the function this is inlined into.
+/// Writes pc, sp and x29 of the function this is inlined into.
+///
+/// # Safety
+///
+/// `to` is valid for a write of an [`Anchor`].
 #[inline(always)]
-pub(crate) fn anchor(_site: &'static Location<'static>) -> Anchor {
-    let (pc, sp, fp): (usize, usize, usize);
-    // SAFETY: reads registers into others; touches neither memory nor flags.
+pub(crate) unsafe fn store_anchor(to: *mut Anchor, _site: &'static Location<'static>) {
+    // SAFETY: writes the three words of `*to`, valid by contract; reads registers; touches no flags.
     unsafe {
         asm!(
             "adr {pc}, .",
             "mov {sp}, sp",
-            "mov {fp}, x29",
-            pc = out(reg) pc,
-            sp = out(reg) sp,
-            fp = out(reg) fp,
-            options(nomem, nostack, preserves_flags)
+            "stp {pc}, {sp}, [{to}]",
+            "str x29, [{to}, #16]",
+            pc = out(reg) _,
+            sp = out(reg) _,
+            to = in(reg) to,
+            options(nostack, preserves_flags)
         );
     }
-    Anchor { pc, sp, fp }
 }
 
 /// Writes the callee-saved registers to `registers` and the caller's pc, sp and fp to `anchor`, then calls `f(data)`.

@@ -6,7 +6,7 @@
 //! |---|---|
 //! | `SAVED_REGISTERS` | how many words `call_with_registers` writes |
 //! | `stack_pointer()` | an address in, or below, the calling frame |
-//! | `anchor(site)` | pc, sp and fp of the calling frame |
+//! | `store_anchor(to, site)` | writes pc, sp and fp of the calling frame |
 //! | `call_with_registers(registers, anchor, f, data)` | writes the callee-saved registers and the caller's anchor, then calls `f(data)` |
 //!
 //! `stack_base()`, which asks the system and not the machine, is here.

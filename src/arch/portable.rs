@@ -17,10 +17,16 @@ pub(crate) fn stack_pointer() -> usize {
     core::ptr::from_ref(core::hint::black_box(&here)).addr()
 }
 
-/// Returns the call site as pc and an address in the calling frame as sp; fp is 0.
+/// Writes the call site as pc and an address in the calling frame as sp; fp is 0.
+///
+/// # Safety
+///
+/// `to` is valid for a write of an [`Anchor`].
 #[inline(always)]
-pub(crate) fn anchor(site: &'static Location<'static>) -> Anchor {
-    Anchor { pc: core::ptr::from_ref(site).addr(), sp: stack_pointer(), fp: 0 }
+pub(crate) unsafe fn store_anchor(to: *mut Anchor, site: &'static Location<'static>) {
+    let anchor = Anchor { pc: core::ptr::from_ref(site).addr(), sp: stack_pointer(), fp: 0 };
+    // SAFETY: valid for writes by contract.
+    unsafe { to.write(anchor) };
 }
 
 /// Writes an anchor, then calls `f(data)`; writes no registers.
@@ -36,7 +42,7 @@ pub(crate) unsafe extern "C-unwind" fn call_with_registers(
     data: *mut (),
 ) {
     // SAFETY: `anchor` is valid for writes by contract.
-    unsafe { anchor.write(self::anchor(Location::caller())) };
+    unsafe { store_anchor(anchor, Location::caller()) };
     // SAFETY: `f` may be called with `data` by contract.
     unsafe { f(data) }
 }

@@ -23,25 +23,28 @@ pub(crate) fn stack_pointer() -> usize {
     sp
 }
 
-/// Returns rip, rsp and rbp of the function this is inlined into.
+/// Writes rip, rsp and rbp of the function this is inlined into.
 ///
 /// rbp is a frame pointer only in code compiled with frame pointers.
+///
+/// # Safety
+///
+/// `to` is valid for a write of an [`Anchor`].
 #[inline(always)]
-pub(crate) fn anchor(_site: &'static Location<'static>) -> Anchor {
-    let (pc, sp, fp): (usize, usize, usize);
-    // SAFETY: reads registers into others; touches neither memory nor flags.
+pub(crate) unsafe fn store_anchor(to: *mut Anchor, _site: &'static Location<'static>) {
+    // SAFETY: writes the three words of `*to`, valid by contract; reads registers; touches no flags. Operands are whole registers, and rbp and rsp are
+    // never allocated to `to` or `pc`, or hold them unchanged.
     unsafe {
         asm!(
             "lea {pc}, [rip]",
-            "mov {sp}, rsp",
-            "mov {fp}, rbp",
-            pc = out(reg) pc,
-            sp = out(reg) sp,
-            fp = out(reg) fp,
-            options(nomem, nostack, preserves_flags)
+            "mov [{to}], {pc}",
+            "mov [{to} + 8], rsp",
+            "mov [{to} + 16], rbp",
+            pc = out(reg) _,
+            to = in(reg) to,
+            options(nostack, preserves_flags)
         );
     }
-    Anchor { pc, sp, fp }
 }
 
 /// Writes the callee-saved registers to `registers` and the caller's pc, sp and fp to `anchor`, then calls `f(data)`.
