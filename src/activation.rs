@@ -39,7 +39,7 @@ pub(crate) struct ForeignFrame {
     /// The source line of the crossing.
     pub(crate) site: Cell<Option<&'static Location<'static>>>,
     /// The machine stack pointer at which this activation was entered.
-    pub(crate) entry_sp: Cell<usize>,
+    pub(crate) entry_sp: core::cell::Cell<usize>,
     /// The top of the root stack when this activation was entered: what lies above belongs to it or to a newer one.
     pub(crate) roots_base: Cell<RootMark>,
     /// What must be done when the foreign call ends: bits of [`after`].
@@ -106,7 +106,7 @@ impl ForeignFrame {
             anchor: AnchorCell::new(),
             machine_sp: Cell::new(0),
             site: Cell::new(None),
-            entry_sp: Cell::new(0),
+            entry_sp: core::cell::Cell::new(0),
             roots_base: Cell::new(ptr::null_mut()),
             after: Cell::new(0),
             kind: Cell::new(FrameKind::ForeignCall),

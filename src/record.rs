@@ -71,12 +71,9 @@ impl Header {
 
     /// The state, seen from its own thread.
     pub(crate) fn state(&self) -> State {
-        let frame = self.word.published();
-        if frame.is_null() {
-            return State::Managed;
-        }
+        let Some(frame) = self.word.published() else { return State::Managed };
         // SAFETY: the word of an attached mutator holds a live record.
-        match unsafe { (*frame).kind.get() } {
+        match unsafe { frame.as_ref() }.kind.get() {
             FrameKind::Safepoint => State::AtSafepoint,
             FrameKind::ForeignCall | FrameKind::ForeignThread => State::Foreign,
         }

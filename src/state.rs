@@ -7,7 +7,7 @@
 use crate::faults::Faults;
 use crate::sync::{AtomicPtr, AtomicU32, FenceStrategy, light_compiler_fence, light_fence};
 use core::fmt;
-use core::ptr;
+use core::ptr::{self, NonNull};
 use core::sync::atomic::Ordering;
 
 /// What a mutator may do at this moment.
@@ -111,7 +111,8 @@ impl<F> CrossingWord<F> {
     #[inline(always)]
     fn managed(running: *const F) -> *mut F {
         const { assert!(align_of::<F>() > MANAGED) };
-        running.cast_mut().map_addr(|address| address | MANAGED)
+        // A record's address is even, and adding folds into the addressing of what follows.
+        running.cast_mut().wrapping_byte_add(MANAGED)
     }
 
     /// Becomes foreign (or stopped): publishes `frame` and everything written before. Pairs with [`observe`](Self::observe).
@@ -131,14 +132,25 @@ impl<F> CrossingWord<F> {
         self.frame.store(Self::managed(running), Ordering::Relaxed);
         // The processor may still read the poll word first; where no fence follows, the stopper's heavy fence takes care of that.
         light_compiler_fence();
-        let poll = self.poll.load(Ordering::Acquire);
-        if poll == 0 {
+        if self.poll.load(Ordering::Acquire) == 0 {
             return true;
         }
-        if poll & FENCE_FIRST != 0 && !faults.has(Faults::NO_LIGHT_FENCE) {
+        self.look_again(faults)
+    }
+
+    #[inline(always)]
+    fn look_again(&self, faults: Faults) -> bool {
+        if self.poll.load(Ordering::Relaxed) & FENCE_FIRST != 0 && !faults.has(Faults::NO_LIGHT_FENCE) {
             light_fence();
         }
         self.is_clear()
+    }
+
+    /// The word as its own thread last wrote it; no other writes it.
+    #[inline(always)]
+    fn own(&self) -> *mut F {
+        // SAFETY: a plain read can only race with a write, and every write of the word is this thread's.
+        unsafe { crate::sync::load_unshared(&self.frame) }
     }
 
     /// Makes managed a mutator that no stopper can see, or whose own thread holds the pause.
@@ -152,32 +164,46 @@ impl<F> CrossingWord<F> {
         self.poll.load(Ordering::Acquire) & !FENCE_FIRST == 0
     }
 
-    /// The record in the word, managed or not. For its own thread: no other writes the word.
+    /// The record in the word, managed or not. For its own thread.
     #[inline(always)]
     pub(crate) fn record(&self) -> *const F {
-        self.frame.load(Ordering::Relaxed).map_addr(|address| address & !MANAGED)
+        self.own().map_addr(|address| address & !MANAGED)
+    }
+
+    /// The record in the word of a mutator that is managed. For its own thread.
+    #[inline(always)]
+    pub(crate) fn running(&self) -> *const F {
+        debug_assert!(self.own().addr() & MANAGED != 0);
+        self.own().wrapping_byte_sub(MANAGED)
     }
 
     /// Says whether the mutator is managed, in the activation whose record is `running`. For its own thread.
     #[inline(always)]
     pub(crate) fn is_managed_in(&self, running: *const F) -> bool {
-        self.frame.load(Ordering::Relaxed) == Self::managed(running)
+        self.own() == Self::managed(running)
     }
 
-    /// The published record; null while managed. For its own thread.
+    /// Says whether `frame` is published. For its own thread.
     #[inline(always)]
-    pub(crate) fn published(&self) -> *const F {
-        Self::unless_managed(self.frame.load(Ordering::Relaxed))
+    pub(crate) fn is_published(&self, frame: *const F) -> bool {
+        self.own().cast_const() == frame
+    }
+
+    /// The published record; `None` while managed. For its own thread, while attached.
+    #[inline(always)]
+    pub(crate) fn published(&self) -> Option<NonNull<F>> {
+        let word = self.own();
+        if word.addr() & MANAGED != 0 {
+            return None;
+        }
+        // SAFETY: the word of an attached mutator is the address of a record, plus MANAGED or not.
+        Some(unsafe { NonNull::new_unchecked(word) })
     }
 
     /// The published record as another thread sees it, complete; null while managed. Pairs with [`publish`](Self::publish).
     #[inline(always)]
     pub(crate) fn observe(&self) -> *const F {
-        Self::unless_managed(self.frame.load(Ordering::Acquire))
-    }
-
-    #[inline(always)]
-    fn unless_managed(word: *mut F) -> *const F {
+        let word = self.frame.load(Ordering::Acquire);
         if word.addr() & MANAGED == 0 { word } else { ptr::null() }
     }
 

@@ -17,6 +17,17 @@ mod primitive {
     pub(crate) use core::sync::atomic::{AtomicPtr, AtomicU32};
     pub(crate) use std::sync::{Condvar, Mutex, MutexGuard};
 
+    /// Reads an atomic that no other thread writes, as plain memory.
+    ///
+    /// # Safety
+    ///
+    /// No other thread writes it.
+    #[inline(always)]
+    pub(crate) unsafe fn load_unshared<T>(atomic: &AtomicPtr<T>) -> *mut T {
+        // SAFETY: valid for reads, and no write races with this one by contract.
+        unsafe { *atomic.as_ptr() }
+    }
+
     /// Lets another thread run while a stopper waits; `round` counts the calls of one wait.
     pub(crate) fn relax(round: u32) {
         if round < 64 {
@@ -32,6 +43,16 @@ mod primitive {
     pub(crate) use loom::cell::Cell;
     pub(crate) use loom::sync::atomic::{AtomicPtr, AtomicU32};
     pub(crate) use loom::sync::{Condvar, Mutex, MutexGuard};
+
+    /// Reads an atomic that no other thread writes; loom checks that none does.
+    ///
+    /// # Safety
+    ///
+    /// No other thread writes it.
+    pub(crate) unsafe fn load_unshared<T>(atomic: &AtomicPtr<T>) -> *mut T {
+        // SAFETY: no write races with this read by contract.
+        unsafe { atomic.unsync_load() }
+    }
 
     pub(crate) fn relax(_round: u32) {
         loom::thread::yield_now();

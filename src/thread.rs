@@ -4,7 +4,6 @@
 //! is one load. `EXIT` has a destructor and is touched on attach and detach only. A thread's destructors run in any order, after which `EXIT` is gone:
 //! then nothing attaches any more.
 
-use crate::activation::ForeignFrame;
 use crate::faults::Faults;
 use crate::pause::Shared;
 use crate::record::{Header, MutatorRecord, Ownership};
@@ -140,8 +139,8 @@ pub(crate) fn innermost<V: StackScanner>() -> *const Record<V> {
             let frame = header.word.published();
             // A managed one is taken only if there is no other: it is an error to call in on it, and the caller says so. Native stacks
             // grow downwards on every machine here, so the innermost crossing has the lowest stack pointer.
-            // SAFETY: null or a live record.
-            let sp = unsafe { frame.as_ref() }.map_or(usize::MAX, ForeignFrame::native_sp::<V>);
+            // SAFETY: the word of an attached mutator holds a live record.
+            let sp = frame.map_or(usize::MAX, |frame| unsafe { frame.as_ref() }.native_sp::<V>());
             if best.1.is_null() || sp < best.0 {
                 best = (sp, ptr::from_ref(header));
             }
@@ -237,7 +236,7 @@ impl<V: StackScanner> Shared<V> {
                 header.base.kind.set(FrameKind::Safepoint);
                 header.word.publish(base, V::FAULTS);
             }
-            Ownership::Thread if header.word.published() != base => {
+            Ownership::Thread if !header.word.is_published(base) => {
                 return Err("an upcall of it is in progress; detach when the upcall has returned");
             }
             Ownership::Thread | Ownership::Orphan => {}

@@ -61,7 +61,7 @@ pub(crate) fn leave_managed<V: StackScanner>(vm: &V, header: &Header, frame: &Fo
 /// Becomes managed again after a foreign call whose record is `frame`.
 #[inline(always)]
 pub(crate) fn come_back<V: StackScanner>(vm: &V, header: &Header, frame: &ForeignFrame) {
-    if !ptr::eq(header.word.published(), frame) {
+    if !header.word.is_published(frame) {
         repair_slow(vm, header, frame);
     }
     hook(|| vm.entering_managed(Crossing::ForeignCall));

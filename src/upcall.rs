@@ -41,10 +41,11 @@ fn cross_in<V: StackScanner, R>(
     fallback: impl FnOnce() -> R,
 ) -> R {
     let header = &record.header;
-    // SAFETY: null, or a live record of this mutator.
-    let Some(saved) = (unsafe { header.word.published().as_ref() }) else {
+    let Some(saved) = header.word.published() else {
         abort_managed::<V>(record);
     };
+    // SAFETY: the word of an attached mutator holds a live record.
+    let saved = unsafe { saved.as_ref() };
     // SAFETY: null, or a live record of this mutator.
     let Some(frame) = (unsafe { saved.newer().as_ref() }) else {
         saved.grow_slow();
@@ -65,8 +66,8 @@ fn cross_in_again<V: StackScanner, R>(
     fallback: impl FnOnce() -> R,
 ) -> R {
     let header = &record.header;
-    // SAFETY: `cross_in` has seen a published record, and this is its thread.
-    let saved = unsafe { &*header.word.published() };
+    // SAFETY: the word of an attached mutator holds a live record.
+    let saved = unsafe { &*header.word.record() };
     // SAFETY: made just now.
     let frame = unsafe { &*saved.newer() };
     if !come_in(vm_of::<V>(record), header, frame) {
@@ -109,7 +110,8 @@ fn managed_part<V: StackScanner, R>(
     // Nothing unwinds from here on: the body is stopped, and a fallback that panics aborts (`extern "C"`).
     let header = &record.header;
     if V::CAPTURE != Capture::Nothing {
-        frame.entry_sp.set(arch::stack_pointer());
+        // SAFETY: the cell is valid for writes.
+        unsafe { arch::store_stack_pointer(frame.entry_sp.as_ptr()) };
     }
     frame.roots_base.set(header.roots.mark());
     let outcome = unwind::stop(|| {
@@ -123,7 +125,7 @@ fn managed_part<V: StackScanner, R>(
     });
     // Read back rather than kept: the registers it would take cost more than the loads.
     // SAFETY: the word of an attached mutator holds a live record.
-    let frame = unsafe { &*header.word.record() };
+    let frame = unsafe { &*header.word.running() };
     // SAFETY: the record of an upcall always has an older one, which lives as long.
     let saved = unsafe { &*frame.older };
     let base = frame.roots_base.get();

@@ -21,6 +21,17 @@ pub(crate) fn stack_pointer() -> usize {
     sp
 }
 
+/// Writes the stack pointer.
+///
+/// # Safety
+///
+/// `to` is valid for a write of a word.
+#[inline(always)]
+pub(crate) unsafe fn store_stack_pointer(to: *mut usize) {
+    // SAFETY: valid for writes by contract.
+    unsafe { to.write(stack_pointer()) };
+}
+
 /// Writes pc, sp and x29 of the function this is inlined into.
 ///
 /// # Safety

@@ -17,6 +17,17 @@ pub(crate) fn stack_pointer() -> usize {
     core::ptr::from_ref(core::hint::black_box(&here)).addr()
 }
 
+/// Writes the stack pointer.
+///
+/// # Safety
+///
+/// `to` is valid for a write of a word.
+#[inline(always)]
+pub(crate) unsafe fn store_stack_pointer(to: *mut usize) {
+    // SAFETY: valid for writes by contract.
+    unsafe { to.write(stack_pointer()) };
+}
+
 /// Writes the call site as pc and an address in the calling frame as sp; fp is 0.
 ///
 /// # Safety

@@ -23,6 +23,17 @@ pub(crate) fn stack_pointer() -> usize {
     sp
 }
 
+/// Writes the stack pointer.
+///
+/// # Safety
+///
+/// `to` is valid for a write of a word.
+#[inline(always)]
+pub(crate) unsafe fn store_stack_pointer(to: *mut usize) {
+    // SAFETY: writes a word to `*to`, valid by contract; touches no flags. rsp is never allocated to `to`.
+    unsafe { asm!("mov [{}], rsp", in(reg) to, options(nostack, preserves_flags)) };
+}
+
 /// Writes rip, rsp and rbp of the function this is inlined into.
 ///
 /// rbp is a frame pointer only in code compiled with frame pointers.
