@@ -182,7 +182,8 @@ impl ForeignFrame {
 
     /// Keeps `value` as a root or pin of this call until it ends.
     pub(crate) fn add_result<T: Copy>(&self, kind: EntryKind, value: T) -> *mut T {
-        let node = ResultNode { next: self.results.get(), kind, word: UnsafeCell::new(MaybeUninit::uninit()) };
+        let node =
+            ResultNode { next: self.results.get(), kind, word: UnsafeCell::new(MaybeUninit::uninit()) };
         let node = self.arena().alloc(node);
         let word = word_of::<T>(node.word.get().cast());
         // SAFETY: just allocated, large enough (asserted in `word_of`) and not shared yet.
@@ -267,7 +268,9 @@ pub enum RelocationError {
         known: Vec<Range<usize>>,
     },
     /// A saved address would fall outside the new range.
-    #[error("the saved {what} {address:#x} would be at {moved:#x}, outside the new stack {new:x?}; shrink the stack less")]
+    #[error(
+        "the saved {what} {address:#x} would be at {moved:#x}, outside the new stack {new:x?}; shrink the stack less"
+    )]
     OutsideNewStack {
         /// Which word: `sp`, `fp` or `root slot`.
         what: &'static str,
@@ -308,6 +311,10 @@ impl Relocation {
     }
 
     /// Where a saved pointer goes, if it points into the old range or to its end.
+    ///
+    /// # Errors
+    ///
+    /// The place is outside the new range.
     fn saved(&self, what: &'static str, address: usize) -> Result<Option<usize>, RelocationError> {
         if !(self.old.start..=self.old.end).contains(&address) {
             return Ok(None);
@@ -321,17 +328,34 @@ impl Relocation {
     }
 
     /// Where a slot goes, if it lies in the old range.
+    ///
+    /// # Errors
+    ///
+    /// The place is outside the new range.
     fn slot(&self, address: usize) -> Result<Option<usize>, RelocationError> {
         if self.old.contains(&address) { self.saved("root slot", address) } else { Ok(None) }
     }
 
     /// Rebases every saved sp and fp of `newest` and the older records, and every root slot in `roots`, that pointed into the old
     /// range (I6). Returns how many words changed. All or nothing.
-    pub(crate) fn apply(&self, newest: *const ForeignFrame, roots: &RootStack) -> Result<usize, RelocationError> {
+    ///
+    /// # Errors
+    ///
+    /// A saved address would fall outside the new range; nothing has been changed.
+    pub(crate) fn apply(
+        &self,
+        newest: *const ForeignFrame,
+        roots: &RootStack,
+    ) -> Result<usize, RelocationError> {
         self.pass(newest, roots, false)?;
         self.pass(newest, roots, true)
     }
 
+    /// One pass over every word, to check or to write.
+    ///
+    /// # Errors
+    ///
+    /// A saved address would fall outside the new range.
     fn pass(
         &self,
         newest: *const ForeignFrame,

@@ -361,6 +361,11 @@ impl<'m, V: StackScanner> ForeignCall<'m, V> {
     }
 }
 
+/// Ends the declaration of an argument that the VM refuses.
+///
+/// # Panics
+///
+/// Always.
 #[cold]
 #[inline(never)]
 fn refuse_argument(error: ArgumentError, site: &'static Location<'static>) -> ! {
@@ -426,7 +431,9 @@ impl<V: StackScanner> fmt::Debug for Foreign<'_, '_, V> {
 
 /// Text with a NUL inside, which C would see cut short.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
-#[error("the text has a NUL at byte {position}, where C would end it; pass the bytes and their length instead")]
+#[error(
+    "the text has a NUL at byte {position}, where C would end it; pass the bytes and their length instead"
+)]
 pub struct InteriorNul {
     /// The first NUL, in bytes from the start.
     pub position: usize,

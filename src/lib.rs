@@ -45,6 +45,7 @@ pub use state::State;
 pub use sync::FenceStrategy;
 pub use upcall::{UpcallBody, UpcallClosure, upcall_fn, upcall_fn_or};
 pub use vm::{
-    ArgumentError, ArgumentPlan, Capture, Crossing, FrameKind, Report, RootVisitor, Segment, Slot, StackScanner, Vm,
+    ArgumentError, ArgumentPlan, Capture, Crossing, FrameKind, Report, RootVisitor, Segment, Slot,
+    StackScanner, Vm,
 };
 pub use world::{Attachment, DetachError, World, WorldBuilder};

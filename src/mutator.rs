@@ -16,6 +16,9 @@ use core::ops::Range;
 use core::panic::Location;
 use core::ptr::NonNull;
 
+/// Neither longer nor shorter.
+type Invariant<'m> = fn(&'m ()) -> &'m ();
+
 /// An attached thread, managed: it may touch the heap, and must poll.
 ///
 /// Having `&mut Mutator` proves that the thread is managed now, so functions of a VM that touch the heap take one. An
@@ -29,7 +32,7 @@ pub struct Mutator<'m, V: StackScanner> {
     /// The record of this activation, for its next crossing. Kept here and not read from the mutator: what an upcall has just stored there
     /// would have to travel through memory before the next call could begin.
     frame: NonNull<ForeignFrame>,
-    _place: PhantomData<(fn(&'m ()) -> &'m (), *mut ())>,
+    _place: PhantomData<(Invariant<'m>, *mut ())>,
 }
 
 impl<'m, V: StackScanner> Mutator<'m, V> {
@@ -85,18 +88,26 @@ impl<'m, V: StackScanner> Mutator<'m, V> {
     }
 
     /// The VM's own data of this mutator.
+    ///
+    /// # Panics
+    ///
+    /// Never: an attached mutator has its data.
     #[must_use]
     pub fn local(&self) -> &V::Local {
         // SAFETY: this thread, managed, so no stopper has it (I4); `&mut Local` is lent from `&mut self` only, and an outer handle's is over, since that
         // handle is borrowed by the foreign call this activation runs in. It is `Some` while attached.
-        unsafe { (*self.record().local.get()).as_ref() }.expect("an attached mutator has its local data")
+        unsafe { (*self.record().local.get()).as_ref() }.expect("attached")
     }
 
     /// The VM's own data of this mutator, for writing.
+    ///
+    /// # Panics
+    ///
+    /// Never: an attached mutator has its data.
     #[must_use]
     pub fn local_mut(&mut self) -> &mut V::Local {
         // SAFETY: as for `local`, and `&mut self` excludes other borrows through this handle.
-        unsafe { (*self.record().local.get()).as_mut() }.expect("an attached mutator has its local data")
+        unsafe { (*self.record().local.get()).as_mut() }.expect("attached")
     }
 
     /// Stops here if a pause wants it: the safepoint. One load and one branch otherwise.
@@ -253,6 +264,11 @@ impl<'m, V: StackScanner> Mutator<'m, V> {
         self.hand_over_as(EntryKind::Pin, ArgumentPlan::Pin, reference).map(|_| reference)
     }
 
+    /// Either hand-over.
+    ///
+    /// # Errors
+    ///
+    /// As [`hand_over`](Self::hand_over).
     fn hand_over_as(
         &mut self,
         kind: EntryKind,
@@ -304,7 +320,9 @@ impl<V: StackScanner> fmt::Debug for Mutator<'_, V> {
 #[non_exhaustive]
 pub enum HandOverError {
     /// The mutator is in no upcall, or in one on a foreign thread, where there is no managed caller.
-    #[error("there is no managed foreign call below this activation to hand a reference to; pin it with a `Pinner` instead")]
+    #[error(
+        "there is no managed foreign call below this activation to hand a reference to; pin it with a `Pinner` instead"
+    )]
     NoCaller,
     /// The VM refuses the reference.
     #[error(transparent)]

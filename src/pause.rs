@@ -53,6 +53,10 @@ impl Header {
 
 impl<V: StackScanner> Shared<V> {
     /// Stops the world. The calling thread's own mutator, if it has one in this world, is published already.
+    ///
+    /// # Errors
+    ///
+    /// The calling thread holds a pause already.
     pub(crate) fn stop(&self) -> Result<StoppedWorld<'_, V>, PauseHeldHere> {
         let coordinator = &self.coordinator;
         let mut registry = coordinator.wait_for_resume(coordinator.lock())?;
@@ -185,6 +189,10 @@ impl<'p, V: StackScanner> StoppedMutator<'p, V> {
     }
 
     /// The VM's own data of this mutator.
+    ///
+    /// # Panics
+    ///
+    /// Never: an attached mutator has its data.
     #[must_use]
     pub fn local(&self) -> &'p V::Local {
         // SAFETY: the mutator's thread is stopped or foreign, where it has no access to its local data; the stopper's thread alone uses
@@ -195,7 +203,12 @@ impl<'p, V: StackScanner> StoppedMutator<'p, V> {
     /// The activations, newest first.
     #[must_use]
     pub fn activations(&self) -> Activations<'p, V> {
-        Activations { header: self.header(), next: self.header().stopped.get(), newer: None, _vm: PhantomData }
+        Activations {
+            header: self.header(),
+            next: self.header().stopped.get(),
+            newer: None,
+            _vm: PhantomData,
+        }
     }
 
     /// Reports every root of this mutator. See [`StoppedWorld::enumerate`].
@@ -251,8 +264,7 @@ impl<'p, V: StackScanner> Iterator for Activations<'p, V> {
     fn next(&mut self) -> Option<Self::Item> {
         // SAFETY: null, or a record published by a stopped mutator (I1), or one it links to.
         let frame = unsafe { self.next.as_ref() }?;
-        let activation =
-            Activation { header: self.header, frame, newer: self.newer, _vm: PhantomData };
+        let activation = Activation { header: self.header, frame, newer: self.newer, _vm: PhantomData };
         self.newer = Some(frame);
         self.next = frame.older;
         Some(activation)
@@ -311,8 +323,8 @@ impl<'p, V: StackScanner> Activation<'p, V> {
             older: older.filter(|older| older.kind.get() != FrameKind::ForeignThread).map(|o| o.anchor.get()),
             machine_sp: self.frame.native_sp::<V>(),
             entry_sp: self.frame.entry_sp.get(),
-            // SAFETY: the record is published for as long as the pause, which outlives 'p.
             registers: match V::CAPTURE {
+                // SAFETY: the record is published for as long as the pause, which outlives 'p.
                 crate::Capture::Registers => unsafe { self.frame.saved_registers() },
                 _ => &[],
             },
@@ -382,6 +394,10 @@ fn declared<'p, R: Copy>(entry: Entry) -> Option<Declared<'p, R>> {
 
 impl Header {
     /// Rebases what was saved in this mutator's records and in-place roots. See [`crate::Mutator::relocate_stack`].
+    ///
+    /// # Errors
+    ///
+    /// See there.
     pub(crate) fn relocate(
         &self,
         newest: *const ForeignFrame,

@@ -85,6 +85,10 @@ impl Coordinator {
     }
 
     /// Waits until no pause is in force, with the lock held again.
+    ///
+    /// # Errors
+    ///
+    /// The calling thread holds the pause.
     pub(crate) fn wait_for_resume<'g>(
         &'g self,
         mut registry: MutexGuard<'g, Registry>,
@@ -112,6 +116,10 @@ impl Coordinator {
     }
 
     /// Lets a prepared record in, once no pause is in force.
+    ///
+    /// # Errors
+    ///
+    /// The world is shut down, or the calling thread holds the pause.
     pub(crate) fn admit(&self, header: &Header, faults: Faults) -> Result<(), AttachError> {
         let mut registry = self.lock();
         if !faults.has(Faults::UNGATED_ATTACH) {
@@ -129,6 +137,10 @@ impl Coordinator {
     }
 
     /// Lets a record out, once no pause is in force. The record is published: a stopper does not wait for it meanwhile.
+    ///
+    /// # Errors
+    ///
+    /// The calling thread holds the pause.
     pub(crate) fn dismiss(&self, header: &Header, faults: Faults) -> Result<(), PauseHeldHere> {
         let mut registry = self.lock();
         if !faults.has(Faults::UNGATED_DETACH) {

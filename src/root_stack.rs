@@ -12,9 +12,10 @@
 //! ```
 
 use crate::sync::Cell;
+use core::alloc::Layout;
 use core::mem::{align_of, size_of};
 use core::ptr;
-use std::alloc::{self, Layout};
+use std::alloc;
 
 /// What a word is for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -320,7 +321,13 @@ mod tests {
 
     #[test]
     fn kinds_stand_with_their_words_in_full_groups_too() {
-        let kinds = [EntryKind::Root, EntryKind::InPlace, EntryKind::Pin, EntryKind::TransitivePin, EntryKind::KeepAlive];
+        let kinds = [
+            EntryKind::Root,
+            EntryKind::InPlace,
+            EntryKind::Pin,
+            EntryKind::TransitivePin,
+            EntryKind::KeepAlive,
+        ];
         let stack = RootStack::new();
         let base = stack.mark();
         let mut group = OpenGroup::at(base);

@@ -58,15 +58,19 @@ impl fmt::Display for Event {
 
 impl State {
     /// Returns the state `event` leads to, or what to tell whoever caused it.
+    ///
+    /// # Errors
+    ///
+    /// What to tell.
     pub(crate) const fn after(self, event: Event) -> Result<Self, &'static str> {
         match (self, event) {
             (Self::Managed, Event::Poll | Event::Relocate) => Ok(Self::Managed),
             (Self::Managed, Event::ForeignCall) => Ok(Self::Foreign),
             (Self::Managed, Event::Pause) => Ok(Self::AtSafepoint),
             (Self::Managed, Event::Detach) => Ok(Self::Managed),
-            (Self::Managed, Event::Upcall) => {
-                Err("an upcall function was called from managed code; call it from foreign code, inside `ForeignCall::run`")
-            }
+            (Self::Managed, Event::Upcall) => Err(
+                "an upcall function was called from managed code; call it from foreign code, inside `ForeignCall::run`",
+            ),
             (Self::Foreign, Event::Upcall) => Ok(Self::Managed),
             (Self::Foreign, _) => {
                 Err("it is inside a foreign call; only an upcall's own mutator is managed there")
@@ -118,8 +122,7 @@ impl<F> CrossingWord<F> {
     /// Becomes foreign (or stopped): publishes `frame` and everything written before. Pairs with [`observe`](Self::observe).
     #[inline(always)]
     pub(crate) fn publish(&self, frame: *const F, faults: Faults) {
-        let order =
-            if faults.has(Faults::RELAXED_PUBLISH) { Ordering::Relaxed } else { Ordering::Release };
+        let order = if faults.has(Faults::RELAXED_PUBLISH) { Ordering::Relaxed } else { Ordering::Release };
         self.frame.store(frame.cast_mut(), order);
     }
 

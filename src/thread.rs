@@ -169,6 +169,10 @@ impl<V: StackScanner> Shared<V> {
     }
 
     /// Attaches the calling thread. On return it is managed if `ownership` is an attachment's, foreign if it is the thread's own.
+    ///
+    /// # Errors
+    ///
+    /// See [`AttachError`].
     pub(crate) fn attach(
         self: &Arc<Self>,
         ownership: Ownership,
@@ -178,7 +182,8 @@ impl<V: StackScanner> Shared<V> {
             return Err(AttachError::AlreadyAttached);
         }
         // Room for the exit hook's entry first: whatever fails after this leaves nothing attached.
-        EXIT.try_with(|exit| exit.attached.borrow_mut().reserve(1)).map_err(|_| AttachError::ThreadExiting)?;
+        EXIT.try_with(|exit| exit.attached.borrow_mut().reserve(1))
+            .map_err(|_| AttachError::ThreadExiting)?;
         let local = self.vm.attach();
         let header = self.coordinator.take_idle().unwrap_or_else(|| self.new_record());
         // SAFETY: an idle or new record of this world; nobody else has it.

@@ -23,6 +23,10 @@ fn hook(call: impl FnOnce()) {
 }
 
 /// Ends a misuse that has a managed caller to tell: panics, naming the mutator's state and the call site.
+///
+/// # Panics
+///
+/// Always.
 #[cold]
 #[inline(never)]
 pub(crate) fn refuse(header: &Header, event: Event, site: &'static Location<'static>) -> ! {
@@ -32,10 +36,16 @@ pub(crate) fn refuse(header: &Header, event: Event, site: &'static Location<'sta
 }
 
 /// The panic of a thread that waits for a pause it holds itself.
+///
+/// # Panics
+///
+/// Always.
 #[cold]
 #[inline(never)]
 pub(crate) fn refuse_wait_in_own_pause(what: &str, site: &'static Location<'static>) -> ! {
-    panic!("reentry: {what} at {site} would wait for a pause that this thread holds itself; end the pause first")
+    panic!(
+        "reentry: {what} at {site} would wait for a pause that this thread holds itself; end the pause first"
+    )
 }
 
 /// Becomes foreign, runs `f`, and comes back whether or not it panics.
@@ -218,6 +228,10 @@ pub(crate) fn with_capture<V: Vm, R>(
 }
 
 /// [`with_capture`] for a conservative collector: through the assembly routine that writes the registers down.
+///
+/// # Panics
+///
+/// With what `f` panics with.
 #[inline(never)]
 fn with_registers<R, F: FnOnce() -> R>(frame: &ForeignFrame, anchor: Option<Anchor>, f: F) -> R {
     struct Call<'f, F, R> {
@@ -227,8 +241,15 @@ fn with_registers<R, F: FnOnce() -> R>(frame: &ForeignFrame, anchor: Option<Anch
         f: Option<F>,
         result: Option<R>,
     }
+    /// # Safety
+    ///
+    /// `data` is a `Call<F, R>` that nobody else touches meanwhile.
+    ///
+    /// # Panics
+    ///
+    /// With what the closure panics with.
     unsafe extern "C-unwind" fn shim<F: FnOnce() -> R, R>(data: *mut ()) {
-        // SAFETY: `with_registers` passes its own `Call<F, R>` and does not touch it meanwhile.
+        // SAFETY: promised by the caller.
         let call = unsafe { &mut *data.cast::<Call<'_, F, R>>() };
         call.frame.anchor.set(call.given.unwrap_or(call.captured));
         call.frame.machine_sp.set(call.captured.sp);

@@ -12,6 +12,10 @@ use std::panic;
 pub(crate) type Payload = Box<dyn Any + Send + 'static>;
 
 /// Runs `body`, stopping a panic at this frame.
+///
+/// # Errors
+///
+/// What `body` panicked with.
 #[inline(always)]
 pub(crate) fn stop<R>(body: impl FnOnce() -> R) -> Result<R, Payload> {
     // The values `body` saw when it panicked are seen again only by whoever catches the resumed panic, as with any unwinding.

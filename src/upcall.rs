@@ -13,6 +13,7 @@
 use crate::activation::ForeignFrame;
 use crate::arch;
 use crate::faults::Faults;
+use crate::home::home;
 use crate::mutator::Mutator;
 use crate::pause::Shared;
 use crate::record::Ownership;
@@ -22,7 +23,6 @@ use crate::thread::{Record, innermost, only};
 use crate::transition::{come_in, go_back_out, refuse_wait_in_own_pause, site_of, wait_to_come_in};
 use crate::unwind::{self, Payload};
 use crate::vm::{Capture, FrameKind, Report, StackScanner};
-use crate::home::home;
 use core::any::type_name;
 use core::ffi::c_void;
 use core::fmt;
@@ -185,12 +185,10 @@ fn abort_managed<V: StackScanner>(record: &Record<V>) -> ! {
             header.id.get(),
             site_of(caller)
         )),
-        None => {
-            unwind::abort(format_args!(
-                "mutator {} cannot receive an upcall: it is managed; {reason}",
-                header.id.get()
-            ))
-        }
+        None => unwind::abort(format_args!(
+            "mutator {} cannot receive an upcall: it is managed; {reason}",
+            header.id.get()
+        )),
     }
 }
 
@@ -276,8 +274,13 @@ mod sealed {
 /// A value of `F` has been given to the crate and not been dropped since, or `F` is `Copy`.
 #[inline(always)]
 unsafe fn conjure<'f, F>() -> &'f F {
-    const { assert!(size_of::<F>() == 0, "an upcall function must be a function item or a closure that captures nothing; \
-        use `UpcallClosure` for one that does") };
+    const {
+        assert!(
+            size_of::<F>() == 0,
+            "an upcall function must be a function item or a closure that captures nothing; \
+        use `UpcallClosure` for one that does"
+        )
+    };
     // SAFETY: zero-sized: a dangling, aligned pointer is valid, and a value exists.
     unsafe { NonNull::<F>::dangling().as_ref() }
 }
@@ -320,12 +323,15 @@ macro_rules! upcall_body {
             }
 
             fn data_first() -> Self::DataFirst {
+                /// # Safety
+                ///
+                /// `data` is that of a live `UpcallClosure` of this body.
                 unsafe extern "C" fn enter<V, Body, R, $($Argument),*>(data: *mut c_void, $($argument: $Argument),*) -> R
                 where
                     V: StackScanner,
                     Body: for<'u, 'm> Fn(&'u mut Mutator<'m, V>, $($Argument),*) -> R,
                 {
-                    // SAFETY: the caller passes the closure's own data pointer, and the closure lives (`UpcallClosure`).
+                    // SAFETY: promised by the caller.
                     let data = unsafe { &*data.cast::<ClosureData<V, Body, R>>() };
                     data.enter(|body, mutator| body(mutator, $($argument),*))
                 }
@@ -333,12 +339,15 @@ macro_rules! upcall_body {
             }
 
             fn data_last() -> Self::DataLast {
+                /// # Safety
+                ///
+                /// `data` is that of a live `UpcallClosure` of this body.
                 unsafe extern "C" fn enter<V, Body, R, $($Argument),*>($($argument: $Argument,)* data: *mut c_void) -> R
                 where
                     V: StackScanner,
                     Body: for<'u, 'm> Fn(&'u mut Mutator<'m, V>, $($Argument),*) -> R,
                 {
-                    // SAFETY: as for `data_first`.
+                    // SAFETY: promised by the caller.
                     let data = unsafe { &*data.cast::<ClosureData<V, Body, R>>() };
                     data.enter(|body, mutator| body(mutator, $($argument),*))
                 }
@@ -463,7 +472,8 @@ impl<V: StackScanner, F, R> ClosureData<V, F, R> {
 /// ```
 pub struct UpcallClosure<'c, V: StackScanner, Arguments, R, F> {
     data: NonNull<ClosureData<V, F, R>>,
-    _closure: PhantomData<(&'c F, fn(Arguments) -> R)>,
+    _closure: PhantomData<&'c F>,
+    _signature: PhantomData<fn(Arguments) -> R>,
 }
 
 // SAFETY: it owns the closure (`Sync`, and `Send` is asked for here), a fallback and a shared world.
@@ -490,7 +500,7 @@ where
     #[must_use]
     pub fn with_fallback(world: &crate::World<V>, closure: F, fallback: R) -> Self {
         let data = Box::new(ClosureData { shared: Arc::clone(world.shared()), body: closure, fallback });
-        Self { data: NonNull::from(Box::leak(data)), _closure: PhantomData }
+        Self { data: NonNull::from(Box::leak(data)), _closure: PhantomData, _signature: PhantomData }
     }
 
     /// The function for C interfaces that pass user data before the arguments.
@@ -526,4 +536,3 @@ impl<V: StackScanner, Arguments, R, F> fmt::Debug for UpcallClosure<'_, V, Argum
         f.debug_struct("UpcallClosure").field("data", &self.data).finish_non_exhaustive()
     }
 }
-

@@ -11,12 +11,12 @@
 
 use crate::anchor::Anchor;
 use crate::faults::Faults;
+use core::any::Any;
 use core::fmt;
 use core::marker::PhantomData;
 use core::ops::Range;
 use core::panic::Location;
 use core::ptr::NonNull;
-use std::any::Any;
 
 /// A language VM: its reference type, its per-mutator data, what it accepts as an argument of a foreign call, its hooks.
 ///
@@ -323,7 +323,9 @@ pub enum ArgumentError {
     #[error("this collector cannot do a `{0}`; root the object instead and let C read it through the slot")]
     CannotPin(ArgumentPlan),
     /// The reference is not one of this world's heap.
-    #[error("the reference {reference:#x} is not of this world's heap; it may belong to another world, or be stale")]
+    #[error(
+        "the reference {reference:#x} is not of this world's heap; it may belong to another world, or be stale"
+    )]
     NotOfThisWorld {
         /// The reference, as a word.
         reference: usize,
@@ -394,7 +396,9 @@ impl fmt::Display for Report<'_> {
             Self::ActivationsSkipped { skipped, call_site } => {
                 write!(f, "foreign code skipped the frames of {skipped} upcall(s)")?;
                 match call_site {
-                    Some(site) => write!(f, " of the foreign call at {site}; what they held has been released"),
+                    Some(site) => {
+                        write!(f, " of the foreign call at {site}; what they held has been released")
+                    }
                     None => f.write_str("; what they held has been released"),
                 }
             }

@@ -204,7 +204,10 @@ impl WorldBuilder {
     #[must_use]
     #[track_caller]
     pub fn fence(mut self, fence: FenceStrategy) -> Self {
-        assert!(fence.is_supported(), "reentry: {fence:?} is not supported here; use `FenceStrategy::probe()`");
+        assert!(
+            fence.is_supported(),
+            "reentry: {fence:?} is not supported here; use `FenceStrategy::probe()`"
+        );
         self.fence = fence;
         self
     }
@@ -240,10 +243,15 @@ impl<V: StackScanner> Attachment<V> {
     }
 }
 
+/// # Panics
+///
+/// Always.
 #[cold]
 #[inline(never)]
 fn orphaned() -> ! {
-    panic!("reentry: an `Attachment` was used after its thread's exit hook had run; drop it before the thread ends")
+    panic!(
+        "reentry: an `Attachment` was used after its thread's exit hook had run; drop it before the thread ends"
+    )
 }
 
 impl<V: StackScanner> Deref for Attachment<V> {

@@ -78,9 +78,9 @@ pub(crate) unsafe extern "C-unwind" fn call_with_registers(
         "stp x27, x28, [x0, #64]",
         "str x29, [x0, #80]",
         "mov x9, sp",
-        "stp x30, x9, [x1]",   // anchor.pc, anchor.sp
-        "str x29, [x1, #16]",  // anchor.fp
-        "mov x16, x2",         // x16: the branch target register a guarded page accepts
+        "stp x30, x9, [x1]",  // anchor.pc, anchor.sp
+        "str x29, [x1, #16]", // anchor.fp
+        "mov x16, x2",        // x16: the branch target register a guarded page accepts
         "mov x0, x3",
         "br x16",
     )

@@ -55,7 +55,8 @@ fn linux_stack_base() -> Option<usize> {
     }
     let (mut lowest, mut size) = (core::ptr::null_mut(), 0);
     // SAFETY: initialised by the call above.
-    let found = unsafe { libc::pthread_attr_getstack(attributes.as_ptr(), &raw mut lowest, &raw mut size) } == 0;
+    let found =
+        unsafe { libc::pthread_attr_getstack(attributes.as_ptr(), &raw mut lowest, &raw mut size) } == 0;
     // SAFETY: as above, and not used afterwards.
     unsafe { libc::pthread_attr_destroy(attributes.as_mut_ptr()) };
     found.then(|| lowest.addr() + size)

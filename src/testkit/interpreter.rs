@@ -181,7 +181,11 @@ impl<F: FaultSet> TestVm<F> {
     /// # Panics
     ///
     /// With what an upcall panicked with.
-    pub fn call(mutator: &mut Mutator<'_, Self>, name: &str, arguments: &[Value]) -> Result<Option<Value>, Trap> {
+    pub fn call(
+        mutator: &mut Mutator<'_, Self>,
+        name: &str,
+        arguments: &[Value],
+    ) -> Result<Option<Value>, Trap> {
         let function =
             mutator.vm().program().find(name).ok_or_else(|| Trap::NoSuchFunction(name.to_owned()))?;
         if !mutator.local().declared.replace(true) {
@@ -247,6 +251,10 @@ impl<F: FaultSet> Run<'_, '_, F> {
     }
 
     /// Pushes the first frame of the activation.
+    ///
+    /// # Errors
+    ///
+    /// The arguments do not fit.
     fn enter(&mut self, function: u16, arguments: &[Value]) -> Result<(), Trap> {
         let callee = &self.mutator.vm().program().functions()[usize::from(function)];
         let fits = callee.parameters == arguments.len()
@@ -285,6 +293,10 @@ impl<F: FaultSet> Run<'_, '_, F> {
     }
 
     /// Moves the operand stack and tells the crate.
+    ///
+    /// # Panics
+    ///
+    /// If the crate refuses, which a declared stack gives it no reason for.
     fn move_stack(&mut self, capacity: usize) {
         let moved = {
             let mut stack = self.stack();
@@ -297,6 +309,11 @@ impl<F: FaultSet> Run<'_, '_, F> {
             .expect("the stack is declared, and never shrinks below its top");
     }
 
+    /// Runs until the activation's first frame returns.
+    ///
+    /// # Errors
+    ///
+    /// Why the program ended early.
     fn execute(&mut self) -> Result<Option<Value>, Trap> {
         loop {
             let vm = self.mutator.vm();
@@ -375,6 +392,9 @@ impl<F: FaultSet> Run<'_, '_, F> {
         }
     }
 
+    /// # Errors
+    ///
+    /// The pair is stale.
     fn load_field(&self, dst: FrameSlot, pair: FrameSlot, index: usize) -> Result<(), Trap> {
         let field = self.mutator.vm().heap().field(self.reference(pair), index);
         self.set_reference(dst, field.map_err(|stale| self.stale(stale))?);
@@ -404,6 +424,10 @@ impl<F: FaultSet> Run<'_, '_, F> {
     }
 
     /// Makes the foreign call at X and gives its result to Y.
+    ///
+    /// # Errors
+    ///
+    /// Why the program ended early.
     fn foreign(&mut self, function: u16, arguments: &[FrameSlot]) -> Result<(), Trap> {
         let anchor = self.anchor();
         let guard = self.mutator.vm().guard();
@@ -412,9 +436,9 @@ impl<F: FaultSet> Run<'_, '_, F> {
             let address = self.stack().slot_address(self.frame + FRAME_HEADER + slot.index()).cast::<Ref>();
             slots.push((self.kind(*slot), self.get(*slot), address));
         }
-        let world = self.mutator.shared();
+        let vm = core::ptr::from_ref(self.mutator.vm());
         // SAFETY: the world outlives its mutators; the reference is not used after this function.
-        let vm = unsafe { &*(&raw const world.vm) };
+        let vm = unsafe { &*vm };
         let native = vm.natives().get(usize::from(function)).ok_or(Trap::NoSuchNative(function))?;
         let mut call = self.mutator.foreign_call().at(anchor);
         let mut values = Vec::with_capacity(arguments.len());
@@ -442,6 +466,14 @@ impl<F: FaultSet> Run<'_, '_, F> {
 }
 
 /// Declares one reference argument as `guard` says.
+///
+/// # Errors
+///
+/// The reference is stale.
+///
+/// # Panics
+///
+/// If the VM refuses a reference it has just checked.
 fn declare<F: FaultSet>(
     call: &mut ForeignCall<'_, TestVm<F>>,
     vm: &TestVm<F>,

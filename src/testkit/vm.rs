@@ -5,7 +5,9 @@ use crate::testkit::bytecode::{LiveMaps, Program, Slot as FrameSlot};
 use crate::testkit::heap::{Collection, CollectionSummary, Heap, Ref, StaleReference};
 use crate::testkit::interpreter::{NativeArguments, NativeResult};
 use crate::testkit::stack::OperandStack;
-use crate::vm::{ArgumentError, ArgumentPlan, Capture, FrameKind, RootVisitor, Segment, Slot, StackScanner, Vm};
+use crate::vm::{
+    ArgumentError, ArgumentPlan, Capture, FrameKind, RootVisitor, Segment, Slot, StackScanner, Vm,
+};
 use crate::{Anchor, Mutator, StackEnd, StoppedWorld, World};
 use core::cell::{Cell, RefCell};
 use core::fmt;
@@ -252,6 +254,10 @@ impl<F: FaultSet> TestVm<F> {
     /// # Errors
     ///
     /// The first slot that holds a stale reference. The collection is given up then, with the heap consistent.
+    ///
+    /// # Panics
+    ///
+    /// If a scan finds an anchor that is not in its operand stack.
     pub fn collect(&self, stopped: &StoppedWorld<'_, Self>) -> Result<CollectionSummary, UndeadRoot> {
         let mut collection = self.heap.begin_collection();
         let number = collection.number();
@@ -267,8 +273,9 @@ impl<F: FaultSet> TestVm<F> {
             return Err(self.name(stopped, number, address, stale));
         }
         for global in self.globals().iter_mut() {
-            *global =
-                collection.forward(*global).map_err(|stale| UndeadRoot::elsewhere(number, "a global", stale))?;
+            *global = collection
+                .forward(*global)
+                .map_err(|stale| UndeadRoot::elsewhere(number, "a global", stale))?;
         }
         let summary = collection.finish();
         self.remember(stopped, number);
@@ -292,6 +299,10 @@ impl<F: FaultSet> TestVm<F> {
     }
 
     /// Calls `visit` for each frame of a segment, newest first, with the slots that are live.
+    ///
+    /// # Panics
+    ///
+    /// If the segment's anchor is not in the stack.
     fn frames(
         &self,
         stack: &OperandStack,
@@ -308,7 +319,11 @@ impl<F: FaultSet> TestVm<F> {
                 anchor.fp,
                 segment.depth(),
                 stack.range(),
-                if stack.is_quarantined(anchor.fp) { ", but in one it has left: it was not relocated" } else { "" }
+                if stack.is_quarantined(anchor.fp) {
+                    ", but in one it has left: it was not relocated"
+                } else {
+                    ""
+                }
             );
         };
         let (mut function, mut pc) = unpack_pc(anchor.pc);
@@ -342,7 +357,10 @@ impl<F: FaultSet> TestVm<F> {
             let stack = mutator.local().stack.borrow();
             for segment in mutator.activations().filter_map(|activation| activation.segment()) {
                 self.frames(&stack, &segment, |frame, function, pc, live| {
-                    visits.insert((mutator.id(), frame), Visit { collection, function, pc, live: live.collect() });
+                    visits.insert(
+                        (mutator.id(), frame),
+                        Visit { collection, function, pc, live: live.collect() },
+                    );
                 });
             }
         }
@@ -368,7 +386,8 @@ impl<F: FaultSet> TestVm<F> {
                             continue;
                         }
                         let name = &self.program.functions()[usize::from(function)].name;
-                        found.slot = format!("slot {} of frame `{name}`, mutator {}", slot.index(), mutator.id());
+                        found.slot =
+                            format!("slot {} of frame `{name}`, mutator {}", slot.index(), mutator.id());
                         found.pc = Some(pc);
                         found.before = visits
                             .get(&(mutator.id(), frame))
