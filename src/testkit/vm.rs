@@ -144,13 +144,13 @@ pub(crate) const FRAME_HEADER: usize = 3;
 /// The caller's frame index in the first frame of an activation.
 pub(crate) const ENTRY: u64 = u64::MAX;
 
-/// A pc of a function, as one word.
+/// A pc of a function, as one word, never [`IDLE`].
 pub(crate) fn pack_pc(function: u16, pc: usize) -> usize {
-    (usize::from(function) << 20) | pc
+    ((usize::from(function) + 1) << 20) | pc
 }
 
 pub(crate) fn unpack_pc(word: usize) -> (u16, usize) {
-    ((word >> 20) as u16, word & 0xF_FFFF)
+    (((word >> 20) - 1) as u16, word & 0xF_FFFF)
 }
 
 impl<F: FaultSet> TestVm<F> {
@@ -401,8 +401,8 @@ impl<F: FaultSet> TestVm<F> {
     }
 }
 
-/// The pc of an activation that runs no interpreter frame.
-const IDLE: usize = usize::MAX;
+/// The pc of an activation that runs no interpreter frame: also that of a crossing for which no anchor was given.
+const IDLE: usize = 0;
 
 /// A slot that a collection found live with a reference an earlier one had left behind.
 #[derive(Clone, PartialEq, Eq, Debug)]
