@@ -18,10 +18,11 @@ fn foreign_call(c: &mut Criterion) {
     let mut group = c.benchmark_group("foreign_call");
     // SAFETY: here and below: `foreign_add` adds.
     group.bench_function("bare", |b| b.iter(|| unsafe { black_box(add)(black_box(1), black_box(2)) }));
-    for (fence, name) in [(FenceStrategy::Asymmetric, "asymmetric"), (FenceStrategy::Symmetric, "symmetric")] {
+    for (fence, name) in [(FenceStrategy::Asymmetric, "asymmetric"), (FenceStrategy::Symmetric, "symmetric")]
+    {
         let Some(world) = world(fence) else { continue };
         let mut attachment = world.attach().expect("a new world, a new thread");
-        let mutator: &mut Mutator<'_, BenchVm> = &mut attachment;
+        let mutator: &mut Mutator<BenchVm> = &mut attachment;
         if fence == FenceStrategy::Asymmetric {
             group.bench_function("leaf", |b| {
                 // SAFETY: `foreign_add` is short and does nothing else.

@@ -14,12 +14,12 @@ extern "C" fn bare(x: c_int) -> c_int {
     x + 1
 }
 
-fn managed(_: &mut Mutator<'_, BenchVm>, x: c_int) -> c_int {
+fn managed(_: &mut Mutator<BenchVm>, x: c_int) -> c_int {
     x + 1
 }
 
 /// A foreign call with an upcall, inside an upcall, three deep.
-fn nested(mutator: &mut Mutator<'_, BenchVm>, x: c_int) -> c_int {
+fn nested(mutator: &mut Mutator<BenchVm>, x: c_int) -> c_int {
     if x == 0 {
         return 1;
     }
@@ -33,7 +33,9 @@ extern "C" fn bare_nested(x: c_int) -> c_int {
         return 1;
     }
     // SAFETY: calls the callback.
-    unsafe { black_box(foreign_call_back as unsafe extern "C" fn(Callback, c_int) -> c_int)(bare_nested, x - 1) }
+    unsafe {
+        black_box(foreign_call_back as unsafe extern "C" fn(Callback, c_int) -> c_int)(bare_nested, x - 1)
+    }
 }
 
 fn upcall(c: &mut Criterion) {
@@ -45,17 +47,22 @@ fn upcall(c: &mut Criterion) {
     group.bench_function("bare_nested_3", |b| b.iter(|| bare_nested(black_box(3))));
     let world = world(FenceStrategy::probe()).expect("probed");
     let mut attachment = world.attach().expect("a new world, a new thread");
-    let mutator: &mut Mutator<'_, BenchVm> = &mut attachment;
+    let mutator: &mut Mutator<BenchVm> = &mut attachment;
     let callback: Callback = upcall_fn(managed);
     group.bench_function("function_item", |b| {
-        b.iter(|| mutator.foreign_call().run(|| unsafe { black_box(call)(black_box(callback), black_box(1)) }));
+        b.iter(|| {
+            mutator.foreign_call().run(|| unsafe { black_box(call)(black_box(callback), black_box(1)) })
+        });
     });
     let add = 1;
-    let closure = UpcallClosure::new(&world, |_: &mut Mutator<'_, BenchVm>, x: c_int| x + add);
-    let (function, data): (unsafe extern "C" fn(c_int, *mut c_void) -> c_int, _) = (closure.data_last(), closure.data());
+    let closure = UpcallClosure::new(&world, |_: &mut Mutator<BenchVm>, x: c_int| x + add);
+    let (function, data): (unsafe extern "C" fn(c_int, *mut c_void) -> c_int, _) =
+        (closure.data_last(), closure.data());
     group.bench_function("closure", |b| {
         b.iter(|| {
-            mutator.foreign_call().run(|| unsafe { foreign_call_back_last(black_box(function), black_box(1), data) })
+            mutator
+                .foreign_call()
+                .run(|| unsafe { foreign_call_back_last(black_box(function), black_box(1), data) })
         });
     });
     group.bench_function("nested_3", |b| b.iter(|| nested(mutator, black_box(3))));

@@ -38,7 +38,7 @@ use core::marker::PhantomData;
 use core::panic::Location;
 use core::ptr::NonNull;
 
-impl<V: StackScanner> Mutator<'_, V> {
+impl<V: StackScanner> Mutator<V> {
     /// Begins a foreign call: still managed, it collects the call's arguments.
     ///
     /// # Panics

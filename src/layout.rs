@@ -59,7 +59,7 @@ pub fn record_span() -> Range<usize> {
     span_of!(ForeignFrame, anchor..=after)
 }
 
-impl<V: StackScanner> Mutator<'_, V> {
+impl<V: StackScanner> Mutator<V> {
     /// The address the offsets of [`layout`](self) count from. It does not change while the thread is attached.
     #[must_use]
     pub fn record_address(&self) -> usize {

@@ -3,7 +3,7 @@
 use crate::mutator::Mutator;
 use crate::vm::StackScanner;
 
-impl<V: StackScanner> Mutator<'_, V> {
+impl<V: StackScanner> Mutator<V> {
     /// Calls short foreign code without a transition: the mutator stays managed, and a pause waits for it.
     ///
     /// # Safety

@@ -14,10 +14,7 @@ use core::fmt;
 use core::marker::PhantomData;
 use core::ops::Range;
 use core::panic::Location;
-use core::ptr::NonNull;
-
-/// Neither longer nor shorter.
-type Invariant<'m> = fn(&'m ()) -> &'m ();
+use core::ptr::{self, NonNull};
 
 /// An attached thread, managed: it may touch the heap, and must poll.
 ///
@@ -25,26 +22,52 @@ type Invariant<'m> = fn(&'m ()) -> &'m ();
 /// [`Attachment`](crate::Attachment) lends one; every upcall gets one of its own. While a foreign call runs, the mutator it was made from is borrowed, so nothing managed can
 /// be done through it.
 ///
-/// The handle is two words, `!Send` and `!Sync`. Its lifetime parameter is invariant: two handles from different places are of
-/// different types, so they cannot be exchanged by `mem::swap`.
-pub struct Mutator<'m, V: StackScanner> {
+/// A proof is only ever borrowed: the type has no size known to the compiler, so that a `Mutator` can be neither moved nor exchanged for
+/// another (`mem::swap` of two activations' handles would let one outlive its attachment). It is `!Send` and `!Sync`.
+#[repr(C)]
+pub struct Mutator<V: StackScanner> {
     record: NonNull<Record<V>>,
     /// The record of this activation, for its next crossing. Kept here and not read from the mutator: what an upcall has just stored there
     /// would have to travel through memory before the next call could begin.
     frame: NonNull<ForeignFrame>,
-    _place: PhantomData<(Invariant<'m>, *mut ())>,
+    _thread: PhantomData<*mut ()>,
+    _unsized: [u8],
 }
 
-impl<'m, V: StackScanner> Mutator<'m, V> {
+/// What a [`Mutator`] is made of, with a size: for those who lend it.
+#[repr(C)]
+pub(crate) struct MutatorParts<V: StackScanner> {
+    record: NonNull<Record<V>>,
+    frame: NonNull<ForeignFrame>,
+    _thread: PhantomData<*mut ()>,
+}
+
+impl<V: StackScanner> MutatorParts<V> {
     /// # Safety
     ///
-    /// `record` is attached to the calling thread and stays so for `'m`, and is managed whenever the handle can be used; then its running
+    /// `record` is attached to the calling thread and stays so as long as the handle is lent, and is managed whenever it can be used; then its running
     /// activation is the one whose record is `frame`.
     #[inline(always)]
     pub(crate) unsafe fn new(record: &Record<V>, frame: &ForeignFrame) -> Self {
-        Self { record: NonNull::from(record), frame: NonNull::from(frame), _place: PhantomData }
+        Self { record: NonNull::from(record), frame: NonNull::from(frame), _thread: PhantomData }
     }
 
+    #[inline(always)]
+    pub(crate) fn lend(&self) -> &Mutator<V> {
+        let parts = ptr::slice_from_raw_parts(ptr::from_ref(self).cast::<u8>(), 0);
+        // SAFETY: `Mutator` is `repr(C)` with the same fields, and a tail of no bytes; it is borrowed as `self` is.
+        unsafe { &*(parts as *const Mutator<V>) }
+    }
+
+    #[inline(always)]
+    pub(crate) fn lend_mut(&mut self) -> &mut Mutator<V> {
+        let parts = ptr::slice_from_raw_parts_mut(ptr::from_mut(self).cast::<u8>(), 0);
+        // SAFETY: as for `lend`.
+        unsafe { &mut *(parts as *mut Mutator<V>) }
+    }
+}
+
+impl<V: StackScanner> Mutator<V> {
     /// The record of this activation.
     #[inline(always)]
     pub(crate) fn frame(&self) -> &ForeignFrame {
@@ -305,7 +328,7 @@ impl<'m, V: StackScanner> Mutator<'m, V> {
     }
 }
 
-impl<V: StackScanner> fmt::Debug for Mutator<'_, V> {
+impl<V: StackScanner> fmt::Debug for Mutator<V> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Mutator")
             .field("id", &self.id())

@@ -140,7 +140,12 @@ pub(crate) fn innermost<V: StackScanner>() -> *const Record<V> {
             // A managed one is taken only if there is no other: it is an error to call in on it, and the caller says so. Native stacks
             // grow downwards on every machine here, so the innermost crossing has the lowest stack pointer.
             // SAFETY: the word of an attached mutator holds a live record.
-            let sp = frame.map_or(usize::MAX, |frame| unsafe { frame.as_ref() }.native_sp::<V>());
+            let sp = match frame.map(|frame| unsafe { frame.as_ref() }) {
+                None => usize::MAX,
+                // A foreign thread's mutator between upcalls: it made no call.
+                Some(base) if base.kind.get() == FrameKind::ForeignThread => usize::MAX - 1,
+                Some(call) => call.native_sp::<V>(),
+            };
             if best.1.is_null() || sp < best.0 {
                 best = (sp, ptr::from_ref(header));
             }
@@ -185,6 +190,9 @@ impl<V: StackScanner> Shared<V> {
         EXIT.try_with(|exit| exit.attached.borrow_mut().reserve(1))
             .map_err(|_| AttachError::ThreadExiting)?;
         let local = self.vm.attach();
+        if !self.current().is_null() {
+            return Err(AttachError::AlreadyAttached); // by the VM itself, just now
+        }
         let header = self.coordinator.take_idle().unwrap_or_else(|| self.new_record());
         // SAFETY: an idle or new record of this world; nobody else has it.
         let record = unsafe { &*header.cast::<Record<V>>() };

@@ -14,7 +14,7 @@ use crate::activation::ForeignFrame;
 use crate::arch;
 use crate::faults::Faults;
 use crate::home::home;
-use crate::mutator::Mutator;
+use crate::mutator::{Mutator, MutatorParts};
 use crate::pause::Shared;
 use crate::record::Ownership;
 use crate::registry::AttachError;
@@ -37,7 +37,7 @@ use std::sync::Arc;
 #[inline(always)]
 fn cross_in<V: StackScanner, R>(
     record: &Record<V>,
-    body: impl FnOnce(&mut Mutator<'_, V>) -> R,
+    body: impl FnOnce(&mut Mutator<V>) -> R,
     fallback: impl FnOnce() -> R,
 ) -> R {
     let header = &record.header;
@@ -62,7 +62,7 @@ fn cross_in<V: StackScanner, R>(
 #[inline(never)]
 fn cross_in_again<V: StackScanner, R>(
     record: &Record<V>,
-    body: impl FnOnce(&mut Mutator<'_, V>) -> R,
+    body: impl FnOnce(&mut Mutator<V>) -> R,
     fallback: impl FnOnce() -> R,
 ) -> R {
     let header = &record.header;
@@ -83,7 +83,7 @@ fn cross_in_waiting<V: StackScanner, R>(
     record: &Record<V>,
     saved: &ForeignFrame,
     frame: &ForeignFrame,
-    body: impl FnOnce(&mut Mutator<'_, V>) -> R,
+    body: impl FnOnce(&mut Mutator<V>) -> R,
     fallback: impl FnOnce() -> R,
 ) -> R {
     if wait_to_come_in::<V>(&record.header, saved, frame).is_err() {
@@ -104,7 +104,7 @@ fn vm_of<V: StackScanner>(record: &Record<V>) -> &V {
 fn managed_part<V: StackScanner, R>(
     record: &Record<V>,
     frame: &ForeignFrame,
-    body: impl FnOnce(&mut Mutator<'_, V>) -> R,
+    body: impl FnOnce(&mut Mutator<V>) -> R,
     fallback: impl FnOnce() -> R,
 ) -> R {
     // Nothing unwinds from here on: the body is stopped, and a fallback that panics aborts (`extern "C"`).
@@ -116,11 +116,12 @@ fn managed_part<V: StackScanner, R>(
     frame.roots_base.set(header.roots.mark());
     let outcome = unwind::stop(|| {
         // SAFETY: attached and managed until `go_back_out`, and the handle ends with the body.
-        let mut mutator = unsafe { Mutator::new(record, frame) };
+        let mut parts = unsafe { MutatorParts::new(record, frame) };
+        let mutator = parts.lend_mut();
         match V::CAPTURE {
             // Native frames of the body must lie below `entry_sp`, so it must not be inlined into this frame.
-            Capture::Anchor | Capture::Registers => outlined(|| body(&mut mutator)),
-            Capture::Nothing => body(&mut mutator),
+            Capture::Anchor | Capture::Registers => outlined(|| body(mutator)),
+            Capture::Nothing => body(mutator),
         }
     });
     // Read back rather than kept: the registers it would take cost more than the loads.
@@ -196,7 +197,7 @@ fn abort_managed<V: StackScanner>(record: &Record<V>) -> ! {
 #[cold]
 #[inline(never)]
 fn cross_in_somewhere<V: StackScanner, R>(
-    body: impl FnOnce(&mut Mutator<'_, V>) -> R,
+    body: impl FnOnce(&mut Mutator<V>) -> R,
     fallback: impl FnOnce() -> R,
 ) -> R {
     // SAFETY: null, or this thread's attached record of a world of `V`.
@@ -214,7 +215,7 @@ fn cross_in_somewhere<V: StackScanner, R>(
 #[inline(never)]
 fn cross_in_world<V: StackScanner, R>(
     shared: &Arc<Shared<V>>,
-    body: impl FnOnce(&mut Mutator<'_, V>) -> R,
+    body: impl FnOnce(&mut Mutator<V>) -> R,
     fallback: impl FnOnce() -> R,
 ) -> R {
     // SAFETY: null, or this thread's attached record of this world.
@@ -229,7 +230,7 @@ fn cross_in_world<V: StackScanner, R>(
 #[inline(never)]
 fn cross_in_attaching<V: StackScanner, R>(
     shared: &Arc<Shared<V>>,
-    body: impl FnOnce(&mut Mutator<'_, V>) -> R,
+    body: impl FnOnce(&mut Mutator<V>) -> R,
     fallback: impl FnOnce() -> R,
 ) -> R {
     let report = match shared.attach(Ownership::Thread, 0) {
@@ -290,14 +291,14 @@ macro_rules! upcall_body {
         impl<V, Body, R, $($Argument),*> sealed::Sealed<V, ($($Argument,)*), R> for Body
         where
             V: StackScanner,
-            Body: for<'u, 'm> Fn(&'u mut Mutator<'m, V>, $($Argument),*) -> R,
+            Body: for<'u> Fn(&'u mut Mutator<V>, $($Argument),*) -> R,
         {
         }
 
         impl<V, Body, R, $($Argument),*> UpcallBody<V, ($($Argument,)*), R> for Body
         where
             V: StackScanner,
-            Body: for<'u, 'm> Fn(&'u mut Mutator<'m, V>, $($Argument),*) -> R,
+            Body: for<'u> Fn(&'u mut Mutator<V>, $($Argument),*) -> R,
         {
             type Function = extern "C" fn($($Argument),*) -> R;
             type DataFirst = unsafe extern "C" fn(*mut c_void, $($Argument),*) -> R;
@@ -307,12 +308,12 @@ macro_rules! upcall_body {
                 extern "C" fn enter<V, Body, Fallback, R, $($Argument),*>($($argument: $Argument),*) -> R
                 where
                     V: StackScanner,
-                    Body: for<'u, 'm> Fn(&'u mut Mutator<'m, V>, $($Argument),*) -> R,
+                    Body: for<'u> Fn(&'u mut Mutator<V>, $($Argument),*) -> R,
                     Fallback: Fn() -> R,
                 {
                     // SAFETY: `upcall_fn_or` was given both, and they are `Copy`.
                     let (body, fallback) = unsafe { (conjure::<Body>(), conjure::<Fallback>()) };
-                    let body = |mutator: &mut Mutator<'_, V>| body(mutator, $($argument),*);
+                    let body = |mutator: &mut Mutator<V>| body(mutator, $($argument),*);
                     // SAFETY: null, or this thread's attached record of a world of `V`.
                     match unsafe { only::<V>().as_ref() } {
                         Some(record) => cross_in(record, body, fallback),
@@ -329,7 +330,7 @@ macro_rules! upcall_body {
                 unsafe extern "C" fn enter<V, Body, R, $($Argument),*>(data: *mut c_void, $($argument: $Argument),*) -> R
                 where
                     V: StackScanner,
-                    Body: for<'u, 'm> Fn(&'u mut Mutator<'m, V>, $($Argument),*) -> R,
+                    Body: for<'u> Fn(&'u mut Mutator<V>, $($Argument),*) -> R,
                 {
                     // SAFETY: promised by the caller.
                     let data = unsafe { &*data.cast::<ClosureData<V, Body, R>>() };
@@ -345,7 +346,7 @@ macro_rules! upcall_body {
                 unsafe extern "C" fn enter<V, Body, R, $($Argument),*>($($argument: $Argument,)* data: *mut c_void) -> R
                 where
                     V: StackScanner,
-                    Body: for<'u, 'm> Fn(&'u mut Mutator<'m, V>, $($Argument),*) -> R,
+                    Body: for<'u> Fn(&'u mut Mutator<V>, $($Argument),*) -> R,
                 {
                     // SAFETY: promised by the caller.
                     let data = unsafe { &*data.cast::<ClosureData<V, Body, R>>() };
@@ -388,7 +389,7 @@ fn abort_homeless<V>() -> ! {
 /// use reentry::testkit::TestVm;
 /// use reentry::{Mutator, World, upcall_fn};
 ///
-/// fn double(mutator: &mut Mutator<'_, TestVm>, x: c_int) -> c_int {
+/// fn double(mutator: &mut Mutator<TestVm>, x: c_int) -> c_int {
 ///     assert_eq!(mutator.depth(), 1);
 ///     2 * x
 /// }
@@ -429,8 +430,8 @@ struct ClosureData<V: StackScanner, F, R> {
 
 impl<V: StackScanner, F, R> ClosureData<V, F, R> {
     #[inline(always)]
-    fn enter(&self, call: impl FnOnce(&F, &mut Mutator<'_, V>) -> R) -> R {
-        let body = |mutator: &mut Mutator<'_, V>| call(&self.body, mutator);
+    fn enter(&self, call: impl FnOnce(&F, &mut Mutator<V>) -> R) -> R {
+        let body = |mutator: &mut Mutator<V>| call(&self.body, mutator);
         let fallback = || {
             // SAFETY: `R: Copy`, as `UpcallClosure::with_fallback` asks.
             unsafe { ptr::from_ref(&self.fallback).read() }
@@ -463,7 +464,7 @@ impl<V: StackScanner, F, R> ClosureData<V, F, R> {
 /// let world = World::new(TestVm::new());
 /// let mut mutator = world.attach()?;
 /// let base = 40;
-/// let add = UpcallClosure::new(&world, |_: &mut Mutator<'_, TestVm>, x: c_int| base + x);
+/// let add = UpcallClosure::new(&world, |_: &mut Mutator<TestVm>, x: c_int| base + x);
 /// let (function, data) = (add.data_last(), add.data());
 /// // SAFETY: the data pointer is the closure's own, and the closure lives.
 /// let sum = mutator.foreign_call().run(|| unsafe { function(2, data) });

@@ -2,7 +2,7 @@
 
 use crate::arch;
 use crate::home::set_home;
-use crate::mutator::Mutator;
+use crate::mutator::{Mutator, MutatorParts};
 use crate::pause::{Shared, StoppedWorld};
 use crate::pin::{PinTable, Pinner};
 use crate::record::Ownership;
@@ -84,8 +84,8 @@ impl<V: StackScanner> World<V> {
         let record = self.shared.attach(Ownership::Attachment, stack_base)?;
         // SAFETY: attached to this thread until the attachment is dropped, which the handle does not outlive; `deref_mut` refuses it once
         // the thread's exit hook has run.
-        let mutator = unsafe { Mutator::new(record, &record.header.base) };
-        Ok(Attachment { mutator, shared: Arc::clone(&self.shared) })
+        let parts = unsafe { MutatorParts::new(record, &record.header.base) };
+        Ok(Attachment { parts, shared: Arc::clone(&self.shared) })
     }
 
     /// Stops the world, runs `f` with the proof, and resumes the world: for a thread that is no mutator of it, or is in a foreign call.
@@ -230,14 +230,14 @@ impl WorldBuilder {
 /// Leaking it leaves the thread attached until it exits, and its roots for ever (I9).
 #[must_use = "dropping an `Attachment` detaches the thread at once"]
 pub struct Attachment<V: StackScanner> {
-    mutator: Mutator<'static, V>,
+    parts: MutatorParts<V>,
     shared: Arc<Shared<V>>,
 }
 
 impl<V: StackScanner> Attachment<V> {
     #[inline(always)]
     fn check(&self) {
-        if self.mutator.header().ownership.get() != Ownership::Attachment {
+        if self.parts.lend().header().ownership.get() != Ownership::Attachment {
             orphaned();
         }
     }
@@ -255,12 +255,12 @@ fn orphaned() -> ! {
 }
 
 impl<V: StackScanner> Deref for Attachment<V> {
-    type Target = Mutator<'static, V>;
+    type Target = Mutator<V>;
 
     #[inline(always)]
     fn deref(&self) -> &Self::Target {
         self.check();
-        &self.mutator
+        self.parts.lend()
     }
 }
 
@@ -268,24 +268,24 @@ impl<V: StackScanner> DerefMut for Attachment<V> {
     #[inline(always)]
     fn deref_mut(&mut self) -> &mut Self::Target {
         self.check();
-        &mut self.mutator
+        self.parts.lend_mut()
     }
 }
 
 impl<V: StackScanner> Drop for Attachment<V> {
     #[track_caller]
     fn drop(&mut self) {
-        if let Err(reason) = self.shared.detach(self.mutator.header())
+        if let Err(reason) = self.shared.detach(self.parts.lend().header())
             && !std::thread::panicking()
         {
-            panic!("reentry: mutator {} cannot detach: {reason}", self.mutator.id());
+            panic!("reentry: mutator {} cannot detach: {reason}", self.parts.lend().id());
         }
     }
 }
 
 impl<V: StackScanner> fmt::Debug for Attachment<V> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Attachment").field(&self.mutator).finish()
+        f.debug_tuple("Attachment").field(&self.parts.lend()).finish()
     }
 }
 

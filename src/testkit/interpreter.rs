@@ -181,11 +181,7 @@ impl<F: FaultSet> TestVm<F> {
     /// # Panics
     ///
     /// With what an upcall panicked with.
-    pub fn call(
-        mutator: &mut Mutator<'_, Self>,
-        name: &str,
-        arguments: &[Value],
-    ) -> Result<Option<Value>, Trap> {
+    pub fn call(mutator: &mut Mutator<Self>, name: &str, arguments: &[Value]) -> Result<Option<Value>, Trap> {
         let function =
             mutator.vm().program().find(name).ok_or_else(|| Trap::NoSuchFunction(name.to_owned()))?;
         if !mutator.local().declared.replace(true) {
@@ -202,15 +198,15 @@ impl<F: FaultSet> TestVm<F> {
 }
 
 /// One activation of the interpreter.
-struct Run<'r, 'm, F: FaultSet> {
-    mutator: &'r mut Mutator<'m, TestVm<F>>,
+struct Run<'r, F: FaultSet> {
+    mutator: &'r mut Mutator<TestVm<F>>,
     function: u16,
     pc: usize,
     /// The index of the running frame.
     frame: usize,
 }
 
-impl<F: FaultSet> Run<'_, '_, F> {
+impl<F: FaultSet> Run<'_, F> {
     fn stack(&self) -> RefMut<'_, OperandStack> {
         self.mutator.local().stack.borrow_mut()
     }

@@ -27,7 +27,7 @@
 //! let program = Program::new(vec![main.finish()]).unwrap();
 //!
 //! extern "C" fn none() {}
-//! fn collect(mutator: &mut Mutator<'_, TestVm>) {
+//! fn collect(mutator: &mut Mutator<TestVm>) {
 //!     TestVm::collect_in(mutator).unwrap();
 //! }
 //!

@@ -237,14 +237,14 @@ impl<F: FaultSet> TestVm<F> {
     ///
     /// The undead root that was found.
     #[track_caller]
-    pub fn collect_in(mutator: &mut Mutator<'_, Self>) -> Result<CollectionSummary, UndeadRoot> {
+    pub fn collect_in(mutator: &mut Mutator<Self>) -> Result<CollectionSummary, UndeadRoot> {
         let anchor = Self::idle_anchor(mutator);
         mutator.pause_at(anchor, |stopped| stopped.vm().collect(stopped))
     }
 
     /// The anchor of an activation that runs no interpreter frame: an empty segment.
     #[must_use]
-    pub fn idle_anchor(mutator: &Mutator<'_, Self>) -> Anchor {
+    pub fn idle_anchor(mutator: &Mutator<Self>) -> Anchor {
         let stack = mutator.local().stack.borrow();
         Anchor::new(IDLE, stack.slot_address(stack.top()).addr(), 0)
     }
