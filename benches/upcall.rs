@@ -8,7 +8,7 @@ use core::ffi::{c_int, c_void};
 use core::hint::black_box;
 use criterion::{Criterion, criterion_group, criterion_main};
 use reentry::{FenceStrategy, Mutator, UpcallClosure, upcall_fn};
-use reentry_foreign::{Callback, foreign_call_back, foreign_call_back_last};
+use reentry_foreign::{Callback, foreign_call_back_and_go_on, foreign_call_back_last_and_go_on};
 
 extern "C" fn bare(x: c_int) -> c_int {
     x + 1
@@ -25,7 +25,7 @@ fn nested(mutator: &mut Mutator<BenchVm>, x: c_int) -> c_int {
     }
     let callback: Callback = upcall_fn(nested);
     // SAFETY: calls the callback.
-    mutator.foreign_call().run(|| unsafe { foreign_call_back(callback, x - 1) })
+    mutator.foreign_call().run(|| unsafe { foreign_call_back_and_go_on(callback, x - 1) })
 }
 
 extern "C" fn bare_nested(x: c_int) -> c_int {
@@ -34,13 +34,16 @@ extern "C" fn bare_nested(x: c_int) -> c_int {
     }
     // SAFETY: calls the callback.
     unsafe {
-        black_box(foreign_call_back as unsafe extern "C" fn(Callback, c_int) -> c_int)(bare_nested, x - 1)
+        black_box(foreign_call_back_and_go_on as unsafe extern "C" fn(Callback, c_int) -> c_int)(
+            bare_nested,
+            x - 1,
+        )
     }
 }
 
 fn upcall(c: &mut Criterion) {
     let _second = SecondThread::start();
-    let call: unsafe extern "C" fn(Callback, c_int) -> c_int = black_box(foreign_call_back);
+    let call: unsafe extern "C" fn(Callback, c_int) -> c_int = black_box(foreign_call_back_and_go_on);
     let mut group = c.benchmark_group("upcall");
     // SAFETY: here and below: the C function calls the callback.
     group.bench_function("bare", |b| b.iter(|| unsafe { black_box(call)(black_box(bare), black_box(1)) }));
@@ -62,7 +65,7 @@ fn upcall(c: &mut Criterion) {
         b.iter(|| {
             mutator
                 .foreign_call()
-                .run(|| unsafe { foreign_call_back_last(black_box(function), black_box(1), data) })
+                .run(|| unsafe { foreign_call_back_last_and_go_on(black_box(function), black_box(1), data) })
         });
     });
     group.bench_function("nested_3", |b| b.iter(|| nested(mutator, black_box(3))));

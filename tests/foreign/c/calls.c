@@ -11,6 +11,10 @@ void foreign_nothing(void) {}
 /* One call with one callback. */
 int foreign_call_back(int (*callback)(int), int x) { return callback(x); }
 
+/* The same for C that goes on afterwards: what a callback costs that is not the last thing its caller does. */
+int foreign_call_back_and_go_on(int (*callback)(int), int x) { return callback(x) + 1; }
+int foreign_call_back_last_and_go_on(int (*callback)(int, void *), int x, void *data) { return callback(x, data) + 1; }
+
 /* The same with user data, after and before the argument. */
 int foreign_call_back_last(int (*callback)(int, void *), int x, void *data) { return callback(x, data); }
 int foreign_call_back_first(int (*callback)(void *, int), void *data, int x) { return callback(data, x); }

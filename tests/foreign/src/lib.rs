@@ -4,7 +4,7 @@
 #![expect(clippy::missing_safety_doc, reason = "said once, above: they are declarations of C functions")]
 
 use core::ffi::{c_int, c_uchar, c_void};
-use core::sync::atomic::AtomicU32;
+use core::sync::atomic::{AtomicU32, AtomicU64};
 
 /// A callback of one `int`.
 pub type Callback = extern "C" fn(c_int) -> c_int;
@@ -34,6 +34,10 @@ foreign! {
     fn foreign_nothing();
     /// `callback(x)`.
     fn foreign_call_back(callback: Callback, x: c_int) -> c_int;
+    /// `callback(x) + 1`: C that goes on after the callback.
+    fn foreign_call_back_and_go_on(callback: Callback, x: c_int) -> c_int;
+    /// `callback(x, data) + 1`.
+    fn foreign_call_back_last_and_go_on(callback: unsafe extern "C" fn(c_int, *mut c_void) -> c_int, x: c_int, data: *mut c_void) -> c_int;
     /// `callback(x, data)`.
     fn foreign_call_back_last(callback: unsafe extern "C" fn(c_int, *mut c_void) -> c_int, x: c_int, data: *mut c_void) -> c_int;
     /// `callback(data, x)`.
@@ -80,4 +84,18 @@ foreign! {
     fn foreign_arity_11(f: extern "C" fn(i64, i64, i64, i64, i64, i64, i64, i64, i64, i64, i64) -> i64) -> i64;
     /// Calls back with 12 arguments.
     fn foreign_arity_12(f: extern "C" fn(i64, i64, i64, i64, i64, i64, i64, i64, i64, i64, i64, i64) -> i64) -> i64;
+    /// Stores one value in the word and yields until it is another or more.
+    fn foreign_meet(word: *const AtomicU32, store: u32, wait: u32);
+    /// [`foreign_meet`], then sets `errno` and returns -1.
+    fn foreign_meet_and_fail(word: *const AtomicU32, store: u32, wait: u32, error: c_int) -> c_int;
+    /// Counts until the word is `stop` or more.
+    fn foreign_count_until(counter: *const AtomicU64, word: *const AtomicU32, stop: u32);
+    /// `callback(1) + callback(2)`, adding one to `cleaned_up` after each.
+    fn foreign_call_back_twice(callback: Callback, cleaned_up: *mut c_int) -> c_int;
+    /// `callback(x)` with `word` in every callee-saved register and all over C's frame; -1 if the frame was damaged.
+    fn foreign_litter(word: usize, callback: Callback, x: c_int) -> c_int;
+    /// Holds `disguised ^ key` in C's frame across `callback(0)`; 1 if it was there all the time.
+    fn foreign_hold(disguised: usize, key: usize, callback: Callback) -> c_int;
+    /// `callback(disguised ^ key)`.
+    fn foreign_give(disguised: usize, key: usize, callback: extern "C" fn(usize) -> c_int) -> c_int;
 }
