@@ -255,6 +255,14 @@ impl<'m, V: StackScanner> ForeignCall<'m, V> {
         unsafe { argument.as_ptr().read() }
     }
 
+    /// Reads a slice of call memory, after the crossing back.
+    #[inline]
+    #[must_use]
+    pub fn read_slice<T: Copy>(&self, argument: Argument<'m, [T]>) -> &[T] {
+        // SAFETY: as for `read`; C writes only while the call runs, which needs the guard to itself.
+        unsafe { &*argument.as_ptr() }
+    }
+
     /// Reads a rooted reference: where the object is now.
     ///
     /// # Panics

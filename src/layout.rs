@@ -63,7 +63,7 @@ impl<V: StackScanner> Mutator<V> {
     /// The address the offsets of [`layout`](self) count from. It does not change while the thread is attached.
     #[must_use]
     pub fn record_address(&self) -> usize {
-        core::ptr::from_ref(self.header()).addr()
+        core::ptr::from_ref(self.header()).expose_provenance()
     }
 }
 

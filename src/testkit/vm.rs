@@ -168,6 +168,9 @@ impl<F: FaultSet> TestVm<F> {
     }
 
     /// The heap.
+    ///
+    /// A VM of yours should ask for `&mut Mutator` before it touches its heap; this one checks every reference instead, so that tests can look at the heap from
+    /// anywhere.
     #[must_use]
     pub fn heap(&self) -> &Heap {
         &self.heap
@@ -296,6 +299,16 @@ impl<F: FaultSet> TestVm<F> {
         self.collections.fetch_add(1, Ordering::Relaxed);
         self.moved.fetch_add(summary.moved as u64, Ordering::Relaxed);
         Ok(summary)
+    }
+
+    /// The function and the instruction an anchor of this VM names, or `None` for an activation that runs no interpreter frame.
+    #[must_use]
+    pub fn location(&self, anchor: Anchor) -> Option<(&str, usize)> {
+        if anchor.pc == IDLE {
+            return None;
+        }
+        let (function, pc) = unpack_pc(anchor.pc);
+        Some((&self.program.functions().get(usize::from(function))?.name, pc))
     }
 
     /// Calls `visit` for each frame of a segment, newest first, with the slots that are live.
