@@ -12,7 +12,7 @@
 //!
 //! # Invariants of a record
 //!
-//! - Its own thread writes it while managed, and only the running activation's; a stopper reads it while the mutator is published
+//! - Its own thread writes it while managed, and only the running activation's (but for the link to the next, which no stopper follows); a stopper reads it while the mutator is published
 //!   (I1) and may rebase it then (I6).
 //! - Records live as long as their mutator's record, which lives as long as its world: a frame skipped by `longjmp` leaves no dangling link.
 

@@ -310,10 +310,10 @@ impl<'p, V: StackScanner> Activation<'p, V> {
         self.frame.site.get()
     }
 
-    /// The frames to scan, or `None` where there are none: a foreign thread's base.
+    /// The frames to scan, or `None` where there are none: a foreign thread's base, or a thread that is leaving.
     #[must_use]
     pub fn segment(&self) -> Option<Segment<'p>> {
-        if self.kind() == FrameKind::ForeignThread {
+        if matches!(self.kind(), FrameKind::ForeignThread | FrameKind::Leaving) {
             return None;
         }
         // SAFETY: null or a record older than a published one.

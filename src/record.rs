@@ -7,6 +7,7 @@
 //!
 //! - `word`: see [`CrossingWord`](crate::state::CrossingWord).
 //! - `roots`, the records, `stacks`, `local`: its own thread while managed; the stopper while the mutator is published in a pause (I4).
+//! - A record's link `newer`: its own thread, also while foreign, on the way into an upcall; stoppers follow `older` only.
 //! - `stopped`: the stopper, during its pause.
 //! - `index`: whoever holds the registry's lock. `next_on_thread`, `ownership`: its own thread.
 
@@ -74,7 +75,7 @@ impl Header {
         let Some(frame) = self.word.published() else { return State::Managed };
         // SAFETY: the word of an attached mutator holds a live record.
         match unsafe { frame.as_ref() }.kind.get() {
-            FrameKind::Safepoint => State::AtSafepoint,
+            FrameKind::Safepoint | FrameKind::Leaving => State::AtSafepoint,
             FrameKind::ForeignCall | FrameKind::ForeignThread => State::Foreign,
         }
     }

@@ -69,7 +69,7 @@ impl Drop for ExitHook {
                     // (`Attachment` checks), so it can count as stopped; its roots stay (I9).
                     header.ownership.set(Ownership::Orphan);
                     if header.state() == State::Managed {
-                        header.base.kind.set(FrameKind::Safepoint);
+                        header.base.kind.set(FrameKind::Leaving);
                         header.word.publish(&raw const header.base, Faults::NONE);
                     }
                     unlink(header);
@@ -246,7 +246,7 @@ impl<V: StackScanner> Shared<V> {
                 if !header.word.is_managed_in(base) {
                     return Err("an upcall of it is in progress; detach when the foreign call has returned");
                 }
-                header.base.kind.set(FrameKind::Safepoint);
+                header.base.kind.set(FrameKind::Leaving);
                 header.word.publish(base, V::FAULTS);
             }
             Ownership::Thread if !header.word.is_published(base) => {

@@ -251,8 +251,10 @@ pub enum FrameKind {
     /// It called foreign code.
     #[default]
     ForeignCall,
-    /// It stopped at a poll, waits to attach or detach, or holds a pause.
+    /// It stopped at a poll, or holds a pause.
     Safepoint,
+    /// It is detaching, or its thread has exited with its attachment leaked: no managed frame is left. What leaked calls declared still counts.
+    Leaving,
     /// A foreign thread that attached itself: there is no managed frame below.
     ForeignThread,
 }
@@ -262,6 +264,7 @@ impl fmt::Display for FrameKind {
         f.write_str(match self {
             Self::ForeignCall => "foreign call",
             Self::Safepoint => "safepoint",
+            Self::Leaving => "leaving",
             Self::ForeignThread => "foreign thread",
         })
     }

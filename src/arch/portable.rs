@@ -54,6 +54,7 @@ pub(crate) unsafe extern "C-unwind" fn call_with_registers(
 ) {
     // SAFETY: `anchor` is valid for writes by contract.
     unsafe { store_anchor(anchor, Location::caller()) };
+    #[expect(ffi_unwind_calls, reason = "the closure may panic, through this Rust frame")]
     // SAFETY: `f` may be called with `data` by contract.
     unsafe { f(data) }
 }

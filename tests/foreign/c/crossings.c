@@ -67,3 +67,10 @@ int foreign_hold(uintptr_t disguised, uintptr_t key, int (*callback)(int)) {
 
 /* Decodes a word that was passed in disguise and gives it to a callback, which then has the only copy. */
 int foreign_give(uintptr_t disguised, uintptr_t key, int (*callback)(uintptr_t)) { return callback(disguised ^ key); }
+
+/* The same in a struct passed by value, which the calling convention puts in this frame. */
+struct foreign_quad { uintptr_t words[4]; };
+int foreign_give_struct(uintptr_t disguised, uintptr_t key, int (*callback)(struct foreign_quad)) {
+    struct foreign_quad quad = {{1, 2, disguised ^ key, 4}};
+    return callback(quad);
+}

@@ -1,7 +1,6 @@
 //! The C side of reentry's tests, examples and benches: real foreign code, compiled by the `cc` crate.
 //!
 //! Every function is what its C source says; whoever calls one promises valid pointers and functions that may be called.
-#![expect(clippy::missing_safety_doc, reason = "said once, above: they are declarations of C functions")]
 
 use core::ffi::{c_int, c_uchar, c_void};
 use core::sync::atomic::{AtomicU32, AtomicU64};
@@ -17,6 +16,14 @@ pub struct Pair {
     pub first: i64,
     /// Written second.
     pub second: i64,
+}
+
+/// A struct too large for registers: what [`foreign_give_struct`] gives its callback.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(C)]
+pub struct Quad {
+    /// Four words.
+    pub words: [usize; 4],
 }
 
 macro_rules! foreign {
@@ -98,4 +105,6 @@ foreign! {
     fn foreign_hold(disguised: usize, key: usize, callback: Callback) -> c_int;
     /// `callback(disguised ^ key)`.
     fn foreign_give(disguised: usize, key: usize, callback: extern "C" fn(usize) -> c_int) -> c_int;
+    /// `callback` with `disguised ^ key` in the third word of a struct passed by value.
+    fn foreign_give_struct(disguised: usize, key: usize, callback: extern "C" fn(Quad) -> c_int) -> c_int;
 }
