@@ -333,7 +333,17 @@ impl Relocation {
     ///
     /// The place is outside the new range.
     fn slot(&self, address: usize) -> Result<Option<usize>, RelocationError> {
-        if self.old.contains(&address) { self.saved("root slot", address) } else { Ok(None) }
+        if !self.old.contains(&address) {
+            return Ok(None);
+        }
+        // The end of a stack is a place for a stack pointer, not for a word.
+        let moved = self.map(address);
+        let room = self.new.end.saturating_sub(size_of::<usize>());
+        if (self.new.start..=room).contains(&moved) {
+            Ok(Some(moved))
+        } else {
+            Err(RelocationError::OutsideNewStack { what: "root slot", address, moved, new: self.new.clone() })
+        }
     }
 
     /// Rebases every saved sp and fp of `newest` and the older records, and every root slot in `roots`, that pointed into the old

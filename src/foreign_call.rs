@@ -28,8 +28,8 @@ use crate::root::{Argument, Pinned, Root};
 use crate::root_stack::{EntryKind, OpenGroup, RootMark};
 use crate::state::Event;
 use crate::thread::Record;
-use crate::transition::{cross_out, refuse, resume_pending, with_capture};
-use crate::vm::{ArgumentError, ArgumentPlan, Report, StackScanner};
+use crate::transition::{cross_out, overtaken, refuse, resume_pending, with_capture};
+use crate::vm::{ArgumentError, ArgumentPlan, StackScanner};
 use bumpalo::Bump;
 use core::ffi::{CStr, c_char, c_void};
 use core::fmt;
@@ -124,6 +124,19 @@ impl<'m, V: StackScanner> ForeignCall<'m, V> {
     fn arena(&mut self) -> &'m Bump {
         self.unfinished = true;
         self.frame.arena()
+    }
+
+    /// Refuses a token of another mutator.
+    ///
+    /// # Panics
+    ///
+    /// Unless `ours`.
+    #[inline(always)]
+    #[track_caller]
+    fn check(&self, ours: bool) {
+        if !ours {
+            refuse_token(Location::caller());
+        }
     }
 
     #[inline(always)]
@@ -223,12 +236,12 @@ impl<'m, V: StackScanner> ForeignCall<'m, V> {
     /// It is the place for out-parameters as well: C writes here, where neither a collection nor a relocation moves it, and
     /// [`read`](Self::read) copies the result out when the call is managed again (I8). Nothing is dropped, hence `Copy`.
     pub fn copy<T: Copy>(&mut self, value: T) -> Argument<'m, T> {
-        Argument::new(NonNull::from(self.arena().alloc(value)))
+        Argument::new(NonNull::from(self.arena().alloc(value)), self.header())
     }
 
     /// Copies a slice to memory of the call.
     pub fn copy_slice<T: Copy>(&mut self, values: &[T]) -> Argument<'m, [T]> {
-        Argument::new(NonNull::from(self.arena().alloc_slice_copy(values)))
+        Argument::new(NonNull::from(self.arena().alloc_slice_copy(values)), self.header())
     }
 
     /// Copies text to memory of the call and ends it with a NUL.
@@ -243,22 +256,34 @@ impl<'m, V: StackScanner> ForeignCall<'m, V> {
         let bytes = self.arena().alloc_slice_fill_default::<u8>(text.len() + 1);
         bytes[..text.len()].copy_from_slice(text.as_bytes());
         debug_assert!(CStr::from_bytes_with_nul(bytes).is_ok());
-        Ok(Argument::new(NonNull::from(bytes).cast()))
+        Ok(Argument::new(NonNull::from(bytes).cast(), self.header()))
     }
 
     /// Reads call memory, after the crossing back.
+    ///
+    /// # Panics
+    ///
+    /// If the memory is that of another mutator's call, which may be over.
     #[inline]
     #[must_use]
+    #[track_caller]
     pub fn read<T: Copy>(&self, argument: Argument<'m, T>) -> T {
+        self.check(argument.is_of(self.header()));
         // SAFETY: the memory holds a `T` since `copy`, and what C wrote there is what the unsafe call promised; it is reset when the
         // call is dropped, and an argument of another call of this mutator is of an older one, which is not over.
         unsafe { argument.as_ptr().read() }
     }
 
     /// Reads a slice of call memory, after the crossing back.
+    ///
+    /// # Panics
+    ///
+    /// As [`read`](Self::read).
     #[inline]
     #[must_use]
+    #[track_caller]
     pub fn read_slice<T: Copy>(&self, argument: Argument<'m, [T]>) -> &[T] {
+        self.check(argument.is_of(self.header()));
         // SAFETY: as for `read`; C writes only while the call runs, which needs the guard to itself.
         unsafe { &*argument.as_ptr() }
     }
@@ -272,11 +297,7 @@ impl<'m, V: StackScanner> ForeignCall<'m, V> {
     #[must_use]
     #[track_caller]
     pub fn get(&self, root: Root<'_, V::Ref>) -> V::Ref {
-        assert!(
-            root.is_of(self.header()),
-            "reentry: the root read at {} belongs to another mutator; read it through the call that made it",
-            Location::caller()
-        );
+        self.check(root.is_of(self.header()));
         // SAFETY: the token's entry is this mutator's, and not released while the token's borrow lasts; this thread is managed.
         unsafe { root.slot().read() }
     }
@@ -369,6 +390,19 @@ impl<'m, V: StackScanner> ForeignCall<'m, V> {
     }
 }
 
+/// Ends the use of a token that is not this mutator's.
+///
+/// # Panics
+///
+/// Always.
+#[cold]
+#[inline(never)]
+fn refuse_token(site: &'static Location<'static>) -> ! {
+    panic!(
+        "reentry: what is read at {site} belongs to another mutator; read it through the call that made it"
+    )
+}
+
 /// Ends the declaration of an argument that the VM refuses.
 ///
 /// # Panics
@@ -395,10 +429,7 @@ impl<V: StackScanner> Drop for ForeignCall<'_, V> {
 #[cold]
 #[inline(never)]
 fn finish_slow<V: StackScanner>(vm: &V, frame: &ForeignFrame) {
-    // A panic is left over only where another one is under way.
-    if let Some(payload) = frame.take_pending() {
-        vm.report(&Report::UpcallPanicSuperseded { payload: &*payload });
-    }
+    overtaken(vm, frame);
     frame.finish_slow();
 }
 

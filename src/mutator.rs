@@ -57,7 +57,9 @@ impl<V: StackScanner> MutatorParts<V> {
         let parts = ptr::slice_from_raw_parts(ptr::from_ref(self).cast::<u8>(), 0);
         #[expect(clippy::cast_ptr_alignment, reason = "it points to parts of the same alignment")]
         // SAFETY: `Mutator` is `repr(C)` with the same fields, and a tail of no bytes; it is borrowed as `self` is.
-        unsafe { &*(parts as *const Mutator<V>) }
+        unsafe {
+            &*(parts as *const Mutator<V>)
+        }
     }
 
     #[inline(always)]
@@ -65,7 +67,9 @@ impl<V: StackScanner> MutatorParts<V> {
         let parts = ptr::slice_from_raw_parts_mut(ptr::from_mut(self).cast::<u8>(), 0);
         #[expect(clippy::cast_ptr_alignment, reason = "it points to parts of the same alignment")]
         // SAFETY: as for `lend`.
-        unsafe { &mut *(parts as *mut Mutator<V>) }
+        unsafe {
+            &mut *(parts as *mut Mutator<V>)
+        }
     }
 }
 

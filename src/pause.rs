@@ -64,6 +64,7 @@ impl<V: StackScanner> Shared<V> {
         // The gate is shut: the list is ours until `resume` gives it back.
         let mutators = core::mem::take(&mut registry.attached);
         let stopped = StoppedWorld { shared: self, mutators, _thread: PhantomData };
+        self.pins.freeze();
         for header in stopped.headers() {
             header.word.ask(STOP);
         }
@@ -149,6 +150,7 @@ impl<'p, V: StackScanner> StoppedWorld<'p, V> {
 impl<V: StackScanner> Drop for StoppedWorld<'_, V> {
     fn drop(&mut self) {
         let coordinator = &self.shared.coordinator;
+        self.shared.pins.thaw();
         let mut registry = coordinator.lock();
         for header in self.headers() {
             header.word.clear(STOP, V::FAULTS);

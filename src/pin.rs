@@ -8,22 +8,56 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 /// What the pinners of one world hold: one list for each owner.
 pub(crate) struct PinTable<R> {
-    owners: Mutex<Vec<Option<Vec<R>>>>,
+    pins: Mutex<Pins<R>>,
+}
+
+struct Pins<R> {
+    owners: Vec<Option<Vec<R>>>,
+    /// A pause is in force: the roots of the world must stay what they are.
+    frozen: bool,
+    /// Pins that were ended during the pause: they end with it.
+    ended: Vec<R>,
+}
+
+impl<R: Copy> Pins<R> {
+    /// Empties an owner's list, now or at the end of the pause.
+    fn end(&mut self, owner: usize) {
+        let Some(held) = &mut self.owners[owner] else { return };
+        if self.frozen {
+            self.ended.append(held);
+        } else {
+            held.clear();
+        }
+    }
 }
 
 impl<R: Copy> PinTable<R> {
     pub(crate) fn new() -> Self {
-        Self { owners: Mutex::new(Vec::new()) }
+        Self { pins: Mutex::new(Pins { owners: Vec::new(), frozen: false, ended: Vec::new() }) }
     }
 
-    fn with<T>(&self, f: impl FnOnce(&mut Vec<Option<Vec<R>>>) -> T) -> T {
+    fn with<T>(&self, f: impl FnOnce(&mut Pins<R>) -> T) -> T {
         // Every critical section leaves the table whole at each point where it can unwind (only `Vec` growth can).
-        f(&mut self.owners.lock().unwrap_or_else(PoisonError::into_inner))
+        f(&mut self.pins.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// A pause begins: until [`thaw`](Self::thaw), ending a pin takes no effect, so that the roots can be asked for twice.
+    pub(crate) fn freeze(&self) {
+        self.with(|pins| pins.frozen = true);
+    }
+
+    /// The pause ends.
+    pub(crate) fn thaw(&self) {
+        self.with(|pins| {
+            pins.frozen = false;
+            pins.ended.clear();
+        });
     }
 
     /// Calls `visit` for each pinned reference, on a copy: the visitor may drop a pinner of its own.
     pub(crate) fn for_each(&self, visit: impl FnMut(R)) {
-        let held: Vec<R> = self.with(|owners| owners.iter().flatten().flatten().copied().collect());
+        let held: Vec<R> =
+            self.with(|pins| pins.owners.iter().flatten().flatten().chain(&pins.ended).copied().collect());
         held.into_iter().for_each(visit);
     }
 }
@@ -40,21 +74,21 @@ pub struct Pinner<R: Copy> {
 
 impl<R: Copy> Pinner<R> {
     pub(crate) fn new(table: Arc<PinTable<R>>) -> Self {
-        let owner = table.with(|owners| match owners.iter().position(Option::is_none) {
+        let owner = table.with(|pins| match pins.owners.iter().position(Option::is_none) {
             Some(free) => {
-                owners[free] = Some(Vec::new());
+                pins.owners[free] = Some(Vec::new());
                 free
             }
             None => {
-                owners.push(Some(Vec::new()));
-                owners.len() - 1
+                pins.owners.push(Some(Vec::new()));
+                pins.owners.len() - 1
             }
         });
         Self { table, owner }
     }
 
     fn with<T>(&self, f: impl FnOnce(&mut Vec<R>) -> T) -> T {
-        self.table.with(|owners| f(owners[self.owner].get_or_insert_default()))
+        self.table.with(|pins| f(pins.owners[self.owner].get_or_insert_default()))
     }
 
     pub(crate) fn add(&mut self, reference: R) {
@@ -66,9 +100,9 @@ impl<R: Copy> Pinner<R> {
         Arc::ptr_eq(&self.table, table)
     }
 
-    /// Ends every pin of this owner. The owner can pin again.
+    /// Ends every pin of this owner (during a pause: when the pause ends). The owner can pin again.
     pub fn unpin_all(&mut self) {
-        self.with(Vec::clear);
+        self.table.with(|pins| pins.end(self.owner));
     }
 
     /// Returns how many pins this owner holds, counting an object as often as it was pinned.
@@ -86,7 +120,10 @@ impl<R: Copy> Pinner<R> {
 
 impl<R: Copy> Drop for Pinner<R> {
     fn drop(&mut self) {
-        self.table.with(|owners| owners[self.owner] = None);
+        self.table.with(|pins| {
+            pins.end(self.owner);
+            pins.owners[self.owner] = None;
+        });
     }
 }
 

@@ -30,7 +30,7 @@ pub(crate) enum Ownership {
     Attachment,
     /// The thread itself, at its exit: it attached itself on its first upcall.
     Thread,
-    /// An attachment that has outlived its thread's exit hook: it can be dropped, not used.
+    /// An attachment that has outlived its thread: it was leaked.
     Orphan,
 }
 

@@ -99,6 +99,7 @@ impl<R: fmt::Debug> fmt::Debug for Pinned<'_, R> {
 /// Memory of a foreign call that C may read and write: it does not move, and ends with the call (I8).
 pub struct Argument<'m, T: ?Sized> {
     memory: NonNull<T>,
+    owner: NonNull<Header>,
     _call: PhantomData<&'m mut T>,
 }
 
@@ -111,8 +112,12 @@ impl<T: ?Sized> Clone for Argument<'_, T> {
 impl<T: ?Sized> Copy for Argument<'_, T> {}
 
 impl<T: ?Sized> Argument<'_, T> {
-    pub(crate) fn new(memory: NonNull<T>) -> Self {
-        Self { memory, _call: PhantomData }
+    pub(crate) fn new(memory: NonNull<T>, owner: &Header) -> Self {
+        Self { memory, owner: NonNull::from(owner), _call: PhantomData }
+    }
+
+    pub(crate) fn is_of(&self, header: &Header) -> bool {
+        core::ptr::eq(self.owner.as_ptr(), header)
     }
 
     /// The address to give to C.

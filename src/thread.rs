@@ -35,8 +35,10 @@ pub(crate) type Record<V> = MutatorRecord<<V as crate::Vm>::Local>;
 
 /// The attachments of one thread, ended by its exit.
 struct ExitHook {
-    attached: RefCell<Vec<(*const Header, Arc<dyn Leave>)>>,
+    attached: RefCell<Attached>,
 }
+
+type Attached = Vec<(*const Header, Arc<dyn Leave>)>;
 
 /// A world, as far as a thread that leaves it must know.
 trait Leave: Send + Sync {
@@ -59,23 +61,87 @@ impl Drop for ExitHook {
             let _leaked = core::mem::ManuallyDrop::new(self.attached.take());
             return;
         }
-        for (header, world) in self.attached.take() {
+        let mut attached = self.attached.take();
+        attached.retain(|(header, world)| {
             // SAFETY: `world` keeps the record alive; it is this thread's.
-            let header = unsafe { &*header };
+            let header = unsafe { &**header };
+            // Looked at once: a record that has been left may be another thread's by now.
             match header.ownership.get() {
-                Ownership::Thread => world.leave(header),
-                Ownership::Attachment => {
-                    // The attachment has been leaked, or lives in a thread-local that is destroyed later. It can be dropped, not used
-                    // (`Attachment` checks), so it can count as stopped; its roots stay (I9).
-                    header.ownership.set(Ownership::Orphan);
-                    if header.state() == State::Managed {
-                        header.base.kind.set(FrameKind::Leaving);
-                        header.word.publish(&raw const header.base, Faults::NONE);
-                    }
-                    unlink(header);
+                Ownership::Thread => {
+                    world.leave(header);
+                    false
                 }
-                Ownership::Nobody | Ownership::Orphan => {}
+                Ownership::Attachment => true,
+                Ownership::Nobody | Ownership::Orphan => false,
             }
+        });
+        if !attached.is_empty() {
+            // They have been leaked, or live in thread-locals that are destroyed later, where they can still be used.
+            late::arm(attached);
+        }
+    }
+}
+
+/// Attachments that have outlived the thread's own exit hook.
+///
+/// Until the last thread-local is gone, safe code may still use them, so they stay managed. The destructors of POSIX thread-specific data run after those of
+/// thread-locals; then nothing managed can run on the thread any more, and what was leaked can count as stopped. Its roots stay (I9).
+mod late {
+    use super::{
+        Attached, Cell, Faults, FrameKind, Header, Ownership, State, ptr, thread_local_const, unlink,
+    };
+
+    thread_local_const! {
+        static LATE: Cell<*mut Attached> = Cell::new(ptr::null_mut());
+    }
+
+    /// Sees to it that the attachments still there when the thread-locals are gone stop counting. Where the system has no such moment they stay
+    /// managed, and a pause waits for them.
+    pub(super) fn arm(attached: Attached) {
+        let attached = Box::into_raw(Box::new(attached));
+        LATE.with(|late| late.set(attached));
+        #[cfg(all(unix, not(loom), not(miri)))]
+        if let Some(key) = key() {
+            // SAFETY: a key of this process; the destructor takes what is stored.
+            unsafe { libc::pthread_setspecific(key, attached.cast_const().cast()) };
+        }
+    }
+
+    /// Takes an attachment off the list: it has been dropped after all.
+    pub(super) fn remove(header: &Header) -> Option<(*const Header, std::sync::Arc<dyn super::Leave>)> {
+        // SAFETY: null, or the list `arm` stored, which only this thread reaches.
+        let attached = unsafe { LATE.with(Cell::get).as_mut() }?;
+        let index = attached.iter().position(|(entry, _)| ptr::eq(*entry, header))?;
+        Some(attached.swap_remove(index))
+    }
+
+    #[cfg(all(unix, not(loom), not(miri)))]
+    fn key() -> Option<libc::pthread_key_t> {
+        static KEY: std::sync::OnceLock<Option<libc::pthread_key_t>> = std::sync::OnceLock::new();
+        *KEY.get_or_init(|| {
+            let mut key = 0;
+            // SAFETY: `key` is valid for writes, and `run` takes what `arm` stores.
+            (unsafe { libc::pthread_key_create(&raw mut key, Some(run)) } == 0).then_some(key)
+        })
+    }
+
+    #[cfg_attr(not(all(unix, not(loom), not(miri))), expect(dead_code, reason = "there is no such moment"))]
+    /// # Safety
+    ///
+    /// `attached` is what `arm` stored, and is given once.
+    unsafe extern "C" fn run(attached: *mut core::ffi::c_void) {
+        LATE.with(|late| late.set(ptr::null_mut()));
+        // SAFETY: made by `Box::into_raw` in `arm`, and given to this function once.
+        let attached = unsafe { Box::from_raw(attached.cast::<Attached>()) };
+        for (header, _world) in *attached {
+            // SAFETY: `_world` keeps the record alive; it is this thread's.
+            let header = unsafe { &*header };
+            header.ownership.set(Ownership::Orphan);
+            if header.state() == State::Managed {
+                header.base.kind.set(FrameKind::Leaving);
+                header.word.publish(&raw const header.base, Faults::NONE);
+            }
+            unlink(header);
         }
     }
 }
@@ -131,28 +197,52 @@ pub(crate) fn only<V: StackScanner>() -> *const Record<V> {
     }
 }
 
-/// Returns this thread's mutator of a world of type `V`; null if it has none. With several, the one whose foreign call is the innermost.
-pub(crate) fn innermost<V: StackScanner>() -> *const Record<V> {
-    let mut best: (usize, *const Header) = (usize::MAX, ptr::null());
+/// Says whether a record is attached to this thread.
+#[inline(always)]
+pub(crate) fn is_mine(header: &Header) -> bool {
+    ptr::eq(ONLY.with(Cell::get), header) || is_listed_slow(header)
+}
+
+#[cold]
+#[inline(never)]
+fn is_listed_slow(header: &Header) -> bool {
+    find(|listed| ptr::eq(listed, header).then_some(())).is_some()
+}
+
+/// Which mutator of this thread an upcall without data is for.
+pub(crate) enum Innermost<V: StackScanner> {
+    /// The thread has none of that type.
+    None,
+    /// The one whose foreign call is the innermost, or the only one.
+    Of(*const Record<V>),
+    /// Two calls were made in one stack frame: nothing tells which is inside the other.
+    Ambiguous,
+}
+
+/// Finds this thread's mutator of a world of type `V` whose foreign call is the innermost.
+pub(crate) fn innermost<V: StackScanner>() -> Innermost<V> {
+    let mut best = (usize::MAX, Innermost::None);
     find(|header| {
         if header.vm_type == TypeId::of::<V>() {
-            let frame = header.word.published();
-            // A managed one is taken only if there is no other: it is an error to call in on it, and the caller says so. Native stacks
-            // grow downwards on every machine here, so the innermost crossing has the lowest stack pointer.
             // SAFETY: the word of an attached mutator holds a live record.
-            let sp = match frame.map(|frame| unsafe { frame.as_ref() }) {
+            let sp = match header.word.published().map(|frame| unsafe { frame.as_ref() }) {
+                // A managed one is taken only if there is no other: it is an error to call in on it, and the caller says so.
                 None => usize::MAX,
                 // A foreign thread's mutator between upcalls: it made no call.
                 Some(base) if base.kind.get() == FrameKind::ForeignThread => usize::MAX - 1,
+                // Native stacks grow downwards on every machine here, so the innermost crossing has the lowest stack pointer.
                 Some(call) => call.native_sp::<V>(),
             };
-            if best.1.is_null() || sp < best.0 {
-                best = (sp, ptr::from_ref(header));
+            let this = Innermost::Of(ptr::from_ref(header).cast());
+            if sp < best.0 || matches!(best.1, Innermost::None) {
+                best = (sp, this);
+            } else if sp == best.0 && sp < usize::MAX - 1 {
+                best.1 = Innermost::Ambiguous;
             }
         }
         None::<()>
     });
-    best.1.cast()
+    best.1
 }
 
 impl<V: StackScanner> Shared<V> {
@@ -277,6 +367,7 @@ impl<V: StackScanner> Shared<V> {
             let index = attached.iter().position(|(entry, _)| ptr::eq(*entry, header))?;
             Some(attached.swap_remove(index))
         });
+        let entry = entry.unwrap_or_else(|_| late::remove(header));
         drop(local);
         drop(entry);
         Ok(())

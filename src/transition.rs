@@ -14,7 +14,7 @@ use core::ptr;
 
 /// Runs a hook that must not unwind: it stands between two states, and there is no caller to tell.
 #[inline(always)]
-fn hook(call: impl FnOnce()) {
+pub(crate) fn hook(call: impl FnOnce()) {
     let unwinding = scopeguard::guard((), |()| {
         unwind::abort(format_args!("a transition hook panicked; the hooks of `Vm` must not"));
     });
@@ -57,8 +57,25 @@ pub(crate) fn cross_out<V: StackScanner, R>(
     f: impl FnOnce() -> R,
 ) -> R {
     leave_managed(vm, header, frame);
-    let _back = scopeguard::guard((), |()| come_back(vm, header, frame));
-    f()
+    let mut back = scopeguard::guard(true, |unwinding| {
+        come_back(vm, header, frame);
+        if unwinding && frame.after.get() & after::PENDING != 0 {
+            overtaken(vm, frame);
+        }
+    });
+    let result = f();
+    *back = false;
+    drop(back);
+    result
+}
+
+/// The foreign call unwinds with a panic of its own: an upcall's panic that it carried ends here.
+#[cold]
+#[inline(never)]
+pub(crate) fn overtaken<V: Vm>(vm: &V, frame: &ForeignFrame) {
+    if let Some(payload) = frame.take_pending() {
+        vm.report(&Report::UpcallPanicSuperseded { payload: &*payload });
+    }
 }
 
 /// Becomes foreign for a call: the record is complete, and publishing it is the last store.
@@ -121,8 +138,7 @@ fn repair_slow<V: Vm>(vm: &V, header: &Header, frame: &ForeignFrame) {
 
 /// Becomes managed for an upcall, in the activation whose record is `frame`. Says whether it may go on; if not, [`wait_to_come_in`] is next.
 #[inline(always)]
-pub(crate) fn come_in<V: StackScanner>(vm: &V, header: &Header, frame: &ForeignFrame) -> bool {
-    hook(|| vm.entering_managed(Crossing::Upcall));
+pub(crate) fn come_in<V: StackScanner>(header: &Header, frame: &ForeignFrame) -> bool {
     header.word.retract(frame, V::FAULTS) || V::FAULTS.has(Faults::NO_WAIT_ON_UPCALL)
 }
 

@@ -19,10 +19,10 @@ use crate::pause::Shared;
 use crate::record::Ownership;
 use crate::registry::AttachError;
 use crate::state::{Event, State};
-use crate::thread::{Record, innermost, only};
-use crate::transition::{come_in, go_back_out, refuse_wait_in_own_pause, site_of, wait_to_come_in};
+use crate::thread::{Innermost, Record, innermost, is_mine, only};
+use crate::transition::{come_in, go_back_out, hook, refuse_wait_in_own_pause, site_of, wait_to_come_in};
 use crate::unwind::{self, Payload};
-use crate::vm::{Capture, FrameKind, Report, StackScanner};
+use crate::vm::{Capture, Crossing, FrameKind, Report, StackScanner};
 use core::any::type_name;
 use core::ffi::c_void;
 use core::fmt;
@@ -51,7 +51,8 @@ fn cross_in<V: StackScanner, R>(
         saved.grow_slow();
         return cross_in_again(record, body, fallback);
     };
-    if !come_in(vm_of::<V>(record), header, frame) {
+    entering::<V>(record);
+    if !come_in::<V>(header, frame) {
         return cross_in_waiting(record, saved, frame, body, fallback);
     }
     managed_part(record, frame, body, fallback)
@@ -70,7 +71,8 @@ fn cross_in_again<V: StackScanner, R>(
     let saved = unsafe { &*header.word.record() };
     // SAFETY: made just now.
     let frame = unsafe { &*saved.newer() };
-    if !come_in(vm_of::<V>(record), header, frame) {
+    entering::<V>(record);
+    if !come_in::<V>(header, frame) {
         return cross_in_waiting(record, saved, frame, body, fallback);
     }
     managed_part(record, frame, body, fallback)
@@ -91,6 +93,18 @@ fn cross_in_waiting<V: StackScanner, R>(
         return fallback();
     }
     managed_part(record, frame, body, fallback)
+}
+
+/// Runs the hook, which must not detach the thread it runs for. (With no hook the compiler sees that nothing has changed.)
+#[inline(always)]
+fn entering<V: StackScanner>(record: &Record<V>) {
+    let vm = vm_of::<V>(record);
+    hook(|| vm.entering_managed(Crossing::Upcall));
+    if !is_mine(&record.header) {
+        unwind::abort(format_args!(
+            "a transition hook detached the thread it runs for; the hooks of `Vm` must not"
+        ));
+    }
 }
 
 #[inline(always)]
@@ -200,13 +214,18 @@ fn cross_in_somewhere<V: StackScanner, R>(
     body: impl FnOnce(&mut Mutator<V>) -> R,
     fallback: impl FnOnce() -> R,
 ) -> R {
-    // SAFETY: null, or this thread's attached record of a world of `V`.
-    if let Some(record) = unsafe { innermost::<V>().as_ref() } {
-        return cross_in(record, body, fallback);
-    }
-    match home::<V>() {
-        Some(shared) => cross_in_attaching(&shared, body, fallback),
-        None => abort_homeless::<V>(),
+    match innermost::<V>() {
+        // SAFETY: this thread's attached record of a world of `V`.
+        Innermost::Of(record) => cross_in(unsafe { &*record }, body, fallback),
+        Innermost::Ambiguous => unwind::abort(format_args!(
+            "an upcall function of `{}` cannot tell which of two worlds it is for: both foreign calls were made in one stack frame; \
+             use an `UpcallClosure`, which knows its world",
+            type_name::<V>()
+        )),
+        Innermost::None => match home::<V>() {
+            Some(shared) => cross_in_attaching(&shared, body, fallback),
+            None => abort_homeless::<V>(),
+        },
     }
 }
 
@@ -233,7 +252,14 @@ fn cross_in_attaching<V: StackScanner, R>(
     body: impl FnOnce(&mut Mutator<V>) -> R,
     fallback: impl FnOnce() -> R,
 ) -> R {
-    let report = match shared.attach(Ownership::Thread, 0) {
+    let attached = match unwind::stop(|| shared.attach(Ownership::Thread, 0)) {
+        Ok(attached) => attached,
+        Err(payload) => {
+            shared.vm.report(&Report::UpcallPanicUnclaimed { payload: &*payload });
+            return fallback();
+        }
+    };
+    let report = match attached {
         Ok(record) => return cross_in(record, body, fallback),
         Err(AttachError::Shutdown) => Report::UpcallAfterShutdown,
         Err(AttachError::ThreadExiting) => Report::UpcallAtThreadExit,
@@ -373,14 +399,15 @@ fn abort_homeless<V>() -> ! {
 ///
 /// The function takes a [`Mutator`] and then C's arguments. It may be called by C from inside [`ForeignCall::run`](crate::ForeignCall::run), on the same thread, at any depth; and from a thread the VM
 /// has never seen, if the world [adopts foreign threads](crate::World::adopt_foreign_threads): such a thread is attached on its first upcall and detached
-/// when it exits. With several worlds of one type on a thread, it is the one whose foreign call is the innermost.
+/// when it exits. With several worlds of one type on a thread, it is the one whose foreign call is the innermost, told by the stack pointer; an
+/// [`UpcallClosure`] knows its world.
 ///
 /// If the function panics, C gets `R::default()` and the panic resumes when the foreign call returns.
 ///
 /// # Aborts
 ///
-/// The returned function aborts the process with a message when it is called from managed code, or from an unknown thread while no world adopts
-/// foreign threads.
+/// The returned function aborts the process with a message when it is called from managed code; from an unknown thread while no world adopts
+/// foreign threads; or where two worlds of one type have foreign calls in progress that were made in one stack frame.
 ///
 /// # Examples
 ///

@@ -234,32 +234,11 @@ pub struct Attachment<V: StackScanner> {
     shared: Arc<Shared<V>>,
 }
 
-impl<V: StackScanner> Attachment<V> {
-    #[inline(always)]
-    fn check(&self) {
-        if self.parts.lend().header().ownership.get() != Ownership::Attachment {
-            orphaned();
-        }
-    }
-}
-
-/// # Panics
-///
-/// Always.
-#[cold]
-#[inline(never)]
-fn orphaned() -> ! {
-    panic!(
-        "reentry: an `Attachment` was used after its thread's exit hook had run; drop it before the thread ends"
-    )
-}
-
 impl<V: StackScanner> Deref for Attachment<V> {
     type Target = Mutator<V>;
 
     #[inline(always)]
     fn deref(&self) -> &Self::Target {
-        self.check();
         self.parts.lend()
     }
 }
@@ -267,7 +246,6 @@ impl<V: StackScanner> Deref for Attachment<V> {
 impl<V: StackScanner> DerefMut for Attachment<V> {
     #[inline(always)]
     fn deref_mut(&mut self) -> &mut Self::Target {
-        self.check();
         self.parts.lend_mut()
     }
 }

@@ -56,5 +56,7 @@ pub(crate) unsafe extern "C-unwind" fn call_with_registers(
     unsafe { store_anchor(anchor, Location::caller()) };
     #[expect(ffi_unwind_calls, reason = "the closure may panic, through this Rust frame")]
     // SAFETY: `f` may be called with `data` by contract.
-    unsafe { f(data) }
+    unsafe {
+        f(data)
+    }
 }

@@ -364,7 +364,10 @@ impl<F: FaultSet> Run<'_, F> {
                     self.mutator.poll_at(anchor);
                 }
                 Instruction::MoveStack { how } => {
-                    let (top, capacity) = (self.stack().top(), self.stack().capacity());
+                    let (top, capacity) = {
+                        let stack = self.stack();
+                        (stack.top(), stack.capacity())
+                    };
                     self.move_stack(match how {
                         StackMove::Grow => 2 * capacity,
                         StackMove::Shrink => (capacity / 2).max(top),

@@ -27,12 +27,19 @@ fn a_jit_finds_the_state_and_the_anchor_where_the_layout_says() {
     let anchor = Anchor::new(0, 0x2000, 0x3000);
     mutator.foreign_call().at(anchor).run(|| {
         let published = word(record + layout::FRAME);
-        assert_eq!(published, running & !layout::MANAGED, "the record of the running activation is published");
+        assert_eq!(
+            published,
+            running & !layout::MANAGED,
+            "the record of the running activation is published"
+        );
         let saved = published + layout::ANCHOR_IN_RECORD;
         assert_eq!(word(saved + layout::PC_IN_ANCHOR), anchor.pc);
         assert_eq!(word(saved + layout::SP_IN_ANCHOR), anchor.sp);
         assert_eq!(word(saved + layout::FP_IN_ANCHOR), anchor.fp);
-        assert!(word(published + layout::MACHINE_SP_IN_RECORD).abs_diff(core::ptr::from_ref(&published).addr()) < 1 << 20);
+        assert!(
+            word(published + layout::MACHINE_SP_IN_RECORD).abs_diff(core::ptr::from_ref(&published).addr())
+                < 1 << 20
+        );
         world.pause(|_| assert_ne!(poll_word(record) & layout::POLL_MASK, 0, "a pause sets the poll word"));
         assert_eq!(poll_word(record) & layout::POLL_MASK, 0, "and clears it");
     });

@@ -1,3 +1,20 @@
 //! The suite: one binary, a module for each topic.
-#![expect(missing_docs, reason = "tests are named for the behaviour they check")]
+#![expect(clippy::missing_panics_doc, reason = "a test fails by panicking")]
+
 mod founding;
+mod hostile;
+mod hosts;
+mod layout;
+mod leaks;
+mod leaving;
+mod misuse;
+mod nesting;
+mod plain;
+mod programs;
+mod qsort;
+mod reentry;
+mod references;
+mod relocation;
+mod threads;
+mod walker;
+mod witness;

@@ -1,0 +1,289 @@
+//! Crossings, upcalls and polls allocate nothing once warm. A binary of its own: it counts in the global allocator.
+//!
+//! Origin: Go's CgoNoEscape tests, and the rule that a transition allocates nothing (the foreign code it interrupts may be in an allocator
+//! itself). Only the measuring thread's allocations count, so the tests can run side by side.
+#![expect(clippy::missing_panics_doc, reason = "a test fails by panicking")]
+
+use core::alloc::{GlobalAlloc, Layout};
+use core::cell::Cell;
+use core::ffi::c_int;
+use core::hint::black_box;
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use reentry::testkit::bytecode::Program;
+use reentry::testkit::{Ref, StackMoves, TestVm};
+use reentry::{FenceStrategy, Mutator, UpcallClosure, World, upcall_fn};
+use reentry_foreign::{
+    Callback, foreign_add, foreign_call_back, foreign_call_back_last, foreign_call_back_many,
+};
+use std::alloc::System;
+
+thread_local! {
+    /// Allocations and reallocations of this thread. Without a destructor, so that it can be counted to the last.
+    static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
+}
+
+struct Counting;
+
+#[global_allocator]
+static COUNTING: Counting = Counting;
+
+// SAFETY: everything is left to the system's allocator.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        count();
+        // SAFETY: promised by the caller.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        count();
+        // SAFETY: promised by the caller.
+        unsafe { System.alloc_zeroed(layout) }
+    }
+
+    unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
+        count();
+        // SAFETY: promised by the caller.
+        unsafe { System.realloc(pointer, layout, new_size) }
+    }
+
+    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        // SAFETY: promised by the caller.
+        unsafe { System.dealloc(pointer, layout) }
+    }
+}
+
+fn count() {
+    ALLOCATIONS.set(ALLOCATIONS.get() + 1);
+}
+
+/// How often `f` allocates on this thread.
+fn allocations(f: impl FnOnce()) -> u64 {
+    let before = ALLOCATIONS.get();
+    f();
+    ALLOCATIONS.get() - before
+}
+
+const WARM_UP: usize = 3;
+const CALLS: usize = 1_000_000;
+const UPCALLS: c_int = 100_000;
+
+fn worlds() -> impl Iterator<Item = World<TestVm>> {
+    [FenceStrategy::Symmetric, FenceStrategy::Asymmetric]
+        .into_iter()
+        .filter(|fence| fence.is_supported())
+        .map(|fence| {
+            TestVm::builder(Program::new(Vec::new()).unwrap())
+                .stack_moves(StackMoves::OnRequest)
+                .build_world_with(World::<TestVm>::builder().fence(fence))
+        })
+}
+
+/// Runs `f` to warm up, and then as often as `times` says; it must not have allocated since.
+#[track_caller]
+fn assert_no_allocation(times: usize, mut f: impl FnMut()) {
+    (0..WARM_UP).for_each(|_| f());
+    assert_eq!(allocations(|| (0..times).for_each(|_| f())), 0);
+}
+
+fn add(a: c_int) -> c_int {
+    // SAFETY: it adds.
+    unsafe { foreign_add(a, 2) }
+}
+
+/// The counter counts: without this, the other tests would pass for nothing.
+#[test]
+fn an_allocation_is_counted() {
+    assert_eq!(allocations(|| drop(black_box(Box::new(7)))), 1);
+    assert_eq!(
+        allocations(|| {
+            let mut vec = black_box(Vec::with_capacity(1));
+            vec.extend_from_slice(&[1, 2, 3]);
+            drop(black_box(vec));
+        }),
+        2
+    );
+    assert_eq!(allocations(|| _ = black_box(3) + 4), 0);
+}
+
+/// Go's CgoNoEscape: a million calls with three roots each.
+#[test]
+fn a_million_foreign_calls_with_three_roots_allocate_nothing() {
+    for world in worlds() {
+        let mut mutator = world.attach().unwrap();
+        let objects: [Ref; 3] = core::array::from_fn(|n| world.vm().heap().alloc(&[], &[n as u8]));
+        assert_no_allocation(CALLS, || {
+            let mut call = mutator.foreign_call();
+            let roots = objects.map(|object| call.root(object));
+            assert_eq!(call.run(|| add(40)), 42);
+            assert_eq!(call.get(roots[2]), objects[2]);
+        });
+    }
+}
+
+/// The same with pins of every kind, a kept value, and arguments in the call's memory.
+#[test]
+fn foreign_calls_with_pins_and_copied_arguments_allocate_nothing() {
+    for world in worlds() {
+        let mut mutator = world.attach().unwrap();
+        let objects: [Ref; 3] = core::array::from_fn(|n| world.vm().heap().alloc(&[], &[n as u8]));
+        let kept = [1_u8; 100];
+        assert_no_allocation(CALLS / 10, || {
+            let mut call = mutator.foreign_call();
+            call.pin(objects[0]).unwrap();
+            call.pin(objects[1]).unwrap();
+            call.pin_transitively(objects[2]).unwrap();
+            call.keep_alive(&kept);
+            let number = call.copy(40);
+            let slice = call.copy_slice(&[1_u64; 8]);
+            let text = call.copy_c_str("text").unwrap();
+            // SAFETY: the number is the call's.
+            let sum = call.run(|| add(unsafe { number.as_ptr().read() }));
+            assert_eq!(sum, 42);
+            black_box((slice.as_ptr(), text.as_ptr()));
+        });
+    }
+}
+
+/// More declared arguments than one chunk of the mutator's storage holds: the chunks are kept.
+#[test]
+fn foreign_calls_with_hundreds_of_roots_allocate_nothing() {
+    for world in worlds() {
+        let mut mutator = world.attach().unwrap();
+        let object = world.vm().heap().alloc(&[], b"one");
+        assert_no_allocation(CALLS / 1000, || {
+            let mut call = mutator.foreign_call();
+            for _ in 0..500 {
+                call.root(object);
+            }
+            assert_eq!(call.run(|| add(40)), 42);
+        });
+    }
+}
+
+/// A call that runs many times, and one guarded by hand.
+#[test]
+fn running_a_call_again_and_entering_by_hand_allocate_nothing() {
+    for world in worlds() {
+        let mut mutator = world.attach().unwrap();
+        let object = world.vm().heap().alloc(&[], b"one");
+        let mut call = mutator.foreign_call();
+        let root = call.root(object);
+        assert_no_allocation(CALLS / 10, || {
+            assert_eq!(call.run_with_errno(|| add(40)).0, 42);
+            // SAFETY: the guard is dropped at once, and the mutator is not used meanwhile.
+            let foreign = unsafe { call.enter() };
+            assert_eq!(add(40), 42);
+            drop(foreign);
+        });
+        assert_eq!(call.get(root), object);
+    }
+}
+
+/// An upcall with a call of its own, which has an upcall of its own.
+fn add_one(mutator: &mut Mutator<TestVm>, x: c_int) -> c_int {
+    if mutator.depth() < 3 {
+        // SAFETY: the callback takes an `int` and gives one.
+        return mutator.foreign_call().run(|| unsafe { foreign_call_back(upcall_fn(add_one), x) });
+    }
+    x + 1
+}
+
+/// Upcalls of both strengths, and nested three deep: the records of each depth are made once.
+#[test]
+fn a_hundred_thousand_upcalls_allocate_nothing() {
+    for world in worlds() {
+        let mut mutator = world.attach().unwrap();
+        let object = world.vm().heap().alloc(&[], b"one");
+        let plain: Callback = upcall_fn(|_: &mut Mutator<TestVm>, x: c_int| x + 1);
+        let base = 1;
+        let closure = UpcallClosure::new(&world, |_: &mut Mutator<TestVm>, x: c_int| x + base);
+        let mut sum = 0;
+        assert_no_allocation(UPCALLS as usize, || {
+            let mut call = mutator.foreign_call();
+            call.root(object);
+            // SAFETY: the callbacks take what C gives them, and the data is the closure's.
+            sum += call.run(|| unsafe {
+                foreign_call_back(plain, 1) + foreign_call_back_last(closure.data_last(), 1, closure.data())
+            });
+        });
+        assert_eq!(sum, 4 * (UPCALLS + WARM_UP as c_int));
+        // Many upcalls of one call.
+        let mut many = 0;
+        assert_no_allocation(1, || {
+            // SAFETY: the callback takes an `int` and gives one.
+            many += mutator.foreign_call().run(|| unsafe { foreign_call_back_many(plain, UPCALLS) });
+        });
+        assert_eq!(many, (1 + WARM_UP as i64) * (1..=i64::from(UPCALLS)).sum::<i64>());
+        // Three deep.
+        assert_no_allocation(UPCALLS as usize / 10, || {
+            // SAFETY: the callback takes an `int` and gives one.
+            let result = mutator.foreign_call().run(|| unsafe { foreign_call_back(upcall_fn(add_one), 41) });
+            assert_eq!(result, 42);
+        });
+    }
+}
+
+/// What an upcall hands over lives in its call's memory, which is kept.
+#[test]
+fn handing_over_a_reference_allocates_nothing() {
+    for world in worlds() {
+        let mut mutator = world.attach().unwrap();
+        let object = world.vm().heap().alloc(&[], b"one");
+        let hand_over = UpcallClosure::new(&world, |mutator: &mut Mutator<TestVm>, _: c_int| {
+            mutator.hand_over(object).unwrap();
+            mutator.hand_over_pinned(object).unwrap();
+            1
+        });
+        assert_no_allocation(UPCALLS as usize / 10, || {
+            // SAFETY: the data is the closure's.
+            let done = mutator
+                .foreign_call()
+                .run(|| unsafe { foreign_call_back_last(hand_over.data_last(), 0, hand_over.data()) });
+            assert_eq!(done, 1);
+        });
+    }
+}
+
+/// Polls, with no pause in force and with pauses that another thread makes all the time: the slow paths of a poll, of the way back
+/// from foreign code and of the way into an upcall allocate nothing either.
+#[test]
+fn polls_and_crossings_that_wait_for_pauses_allocate_nothing() {
+    for world in worlds() {
+        let stopping = AtomicBool::new(true);
+        let pauses = AtomicU64::new(0);
+        let plain: Callback = upcall_fn(|_: &mut Mutator<TestVm>, x: c_int| x + 1);
+        std::thread::scope(|scope| {
+            let mut mutator = world.attach().unwrap();
+            assert_no_allocation(CALLS, || mutator.poll());
+
+            // Also if an assertion fails. The mutator is detached next, so that the last pause need not wait for it.
+            let stop = scopeguard::guard((), |()| stopping.store(false, Ordering::Relaxed));
+            let stopper = scope.spawn(|| {
+                while stopping.load(Ordering::Relaxed) {
+                    world.pause(|_| pauses.fetch_add(1, Ordering::Relaxed));
+                }
+            });
+            let mut round = || {
+                mutator.poll();
+                // SAFETY: the callback takes an `int` and gives one.
+                let result = mutator.foreign_call().run(|| unsafe { foreign_call_back(plain, 41) });
+                assert_eq!(result, 42);
+            };
+            while pauses.load(Ordering::Relaxed) < 10 {
+                round();
+            }
+            let allocated = allocations(|| {
+                let first = pauses.load(Ordering::Relaxed);
+                while pauses.load(Ordering::Relaxed) < first + 1000 {
+                    round();
+                }
+            });
+            drop(stop);
+            while !stopper.is_finished() {
+                mutator.poll(); // its last pause waits for this thread
+            }
+            assert_eq!(allocated, 0);
+        });
+    }
+}

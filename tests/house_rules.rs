@@ -1,0 +1,386 @@
+//! The rules of the house, held over the sources as text: who may use whom, which words and which orders appear where, and that what is said twice agrees.
+#![expect(clippy::missing_panics_doc, reason = "a test fails by panicking")]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// The files of the crate in the order of the house: a file uses those above it. Those of one directory count as one floor.
+const FLOORS: &[&[&str]] = &[
+    // Facade and what needs nothing.
+    &["faults", "arity", "errno", "unwind", "anchor"],
+    &["sync"],
+    // The traits, and plain data.
+    &["vm"],
+    &["state"],
+    // The machine.
+    &["arch"],
+    &["root_stack"],
+    &["activation"],
+    &["record"],
+    &["pin"],
+    // Coordination.
+    &["registry"],
+    &["safepoint"],
+    &["pause"],
+    &["thread"],
+    // The boundary.
+    &["transition"],
+    &["mutator"],
+    &["root"],
+    &["foreign_call"],
+    &["leaf"],
+    &["home"],
+    // The front.
+    &["world"],
+    &["upcall"],
+    // Tools.
+    &["layout"],
+    &["testkit"],
+];
+
+/// Words that say nothing, and one that belongs to other systems.
+const FORBIDDEN: &[&str] = &["thunk", "manager", "helper", "util", "utils", "context"];
+
+/// No file is longer. It is two files then.
+const LONGEST: usize = 800;
+
+fn read(path: impl AsRef<Path>) -> String {
+    let path = path.as_ref();
+    fs::read_to_string(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+/// The Rust files below a directory, with their text. Tests run in the package's own directory.
+fn rust_files(directory: impl AsRef<Path>) -> Vec<(PathBuf, String)> {
+    let mut files = Vec::new();
+    let mut directories = vec![directory.as_ref().to_path_buf()];
+    while let Some(directory) = directories.pop() {
+        for entry in directory.read_dir().unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                directories.push(path);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                let text = read(&path);
+                files.push((path, text));
+            }
+        }
+    }
+    files.sort();
+    assert!(!files.is_empty());
+    files
+}
+
+/// A line of code with its number, comments and the contents of literals taken out.
+fn code(text: &str) -> Vec<(usize, String)> {
+    let mut lines = Vec::new();
+    let mut line = String::new();
+    let mut number = 1;
+    let mut rest = text.chars().peekable();
+    let mut comment_depth = 0_u32;
+    while let Some(c) = rest.next() {
+        let next = rest.peek().copied();
+        if c == '\n' {
+            lines.push((number, core::mem::take(&mut line)));
+            number += 1;
+        } else if comment_depth > 0 || (c == '/' && next == Some('*')) {
+            if c == '/' && next == Some('*') {
+                comment_depth += 1;
+                rest.next();
+            } else if c == '*' && next == Some('/') {
+                comment_depth -= 1;
+                rest.next();
+            }
+        } else if c == '/' && next == Some('/') {
+            while rest.peek().is_some_and(|&c| c != '\n') {
+                rest.next();
+            }
+        } else if c == '"' {
+            line.push_str("\"\"");
+            loop {
+                match rest.next().expect("a string ends") {
+                    '\\' => number += usize::from(rest.next() == Some('\n')),
+                    '\n' => number += 1,
+                    '"' => break,
+                    _ => {}
+                }
+            }
+        } else if c == '\'' {
+            // A character literal or a lifetime; only an escaped one or one that closes at once is a literal.
+            let mut ahead = rest.clone();
+            let first = ahead.next();
+            if first == Some('\\') || ahead.next() == Some('\'') {
+                line.push_str("' '");
+                let mut escaped = false;
+                for c in rest.by_ref() {
+                    if c == '\'' && !escaped {
+                        break;
+                    }
+                    escaped = c == '\\' && !escaped;
+                }
+            } else {
+                line.push(c);
+            }
+        } else {
+            line.push(c);
+        }
+    }
+    lines.push((number, line));
+    lines
+}
+
+/// The identifiers of a line of code, in lower case, split at underscores and capitals: `StackScanner` is two words.
+fn words(line: &str) -> Vec<String> {
+    let mut words = Vec::new();
+    for identifier in line.split(|c: char| !(c.is_alphanumeric() || c == '_')) {
+        let mut word = String::new();
+        for c in identifier.chars() {
+            if (c == '_' || c.is_uppercase()) && !word.is_empty() {
+                words.push(core::mem::take(&mut word));
+            }
+            if c != '_' {
+                word.extend(c.to_lowercase());
+            }
+        }
+        if !word.is_empty() {
+            words.push(word);
+        }
+    }
+    words
+}
+
+/// The module a file of the crate belongs to: its first component below `src`.
+fn module(path: &Path) -> String {
+    let below = path.strip_prefix("src").unwrap();
+    let first = below.components().next().unwrap().as_os_str().to_str().unwrap();
+    first.trim_end_matches(".rs").to_owned()
+}
+
+#[track_caller]
+fn assert_none(what: &str, found: &[String]) {
+    assert!(found.is_empty(), "{what}:\n{}", found.join("\n"));
+}
+
+/// The reader of sources works: it sees code, and neither comments nor strings.
+#[test]
+fn comments_and_literals_are_not_code() {
+    let text = "a /* b /* c */ d */ e // f\n\"g \\\" \\\n h\" i 'j' '\\'' k<'l>\nm";
+    let read: Vec<_> =
+        code(text).into_iter().map(|(number, line)| (number, line.trim().to_owned())).collect();
+    let expected = [(1, "a  e"), (3, "\"\" i ' ' ' ' k<'l>"), (4, "m")];
+    assert_eq!(read, expected.map(|(number, line)| (number, line.to_owned())));
+    assert_eq!(
+        words("let fooBar_baz = StackScanner::new2();"),
+        ["let", "foo", "bar", "baz", "stack", "scanner", "new2"]
+    );
+}
+
+#[test]
+fn loom_is_named_in_the_facade_alone() {
+    let mut found = Vec::new();
+    for (path, text) in rust_files("src") {
+        for (number, line) in code(&text) {
+            // `cfg(loom)` says that something is absent from the models; the crate itself is another matter.
+            let line = line.replace("not(loom)", "").replace("cfg(loom)", "").replace("cfg!(loom)", "");
+            let line = line.replace("all(test, )", "");
+            let conditional = line.contains("cfg(") || line.contains("cfg_attr(");
+            if module(&path) != "sync" && !conditional && words(&line).contains(&"loom".to_owned()) {
+                found.push(format!("{}:{number}: {line}", path.display()));
+            }
+        }
+    }
+    assert_none("loom is named outside src/sync.rs", &found);
+    assert!(read("src/sync.rs").contains("loom::sync::atomic"), "the rule looks for the right thing");
+}
+
+#[test]
+fn assembly_stands_in_its_own_directory() {
+    let mut found = Vec::new();
+    let mut at_home = 0;
+    for (path, text) in rust_files("src") {
+        for (number, line) in code(&text) {
+            if ["asm!", "naked_asm!", "global_asm!"].iter().any(|assembly| line.contains(assembly)) {
+                if module(&path) == "arch" {
+                    at_home += 1;
+                } else {
+                    found.push(format!("{}:{number}: {line}", path.display()));
+                }
+            }
+        }
+    }
+    assert_none("assembly outside src/arch", &found);
+    assert!(at_home > 0, "the rule looks for the right thing");
+}
+
+/// What each re-export of the crate's root comes from: `crate::Anchor` is `anchor`.
+fn re_exports() -> BTreeMap<String, String> {
+    let text: String = code(&read("src/lib.rs")).into_iter().map(|(_, line)| line).collect();
+    let mut homes = BTreeMap::new();
+    for export in text.split("pub use ").skip(1) {
+        let export = export.split(';').next().unwrap();
+        let (module, items) = export.split_once("::").expect("a path");
+        for item in items.trim_matches(['{', '}']).split(',') {
+            homes.insert(item.trim().to_owned(), module.trim().to_owned());
+        }
+    }
+    homes.remove("");
+    homes
+}
+
+/// The modules that a file's code names by `crate::`.
+fn used_modules(text: &str, homes: &BTreeMap<String, String>) -> BTreeSet<String> {
+    let code: String = code(text).into_iter().map(|(_, line)| line + "\n").collect();
+    let mut used = BTreeSet::new();
+    for path in code.split("crate::").skip(1) {
+        let names = match path.strip_prefix('{') {
+            Some(list) => list.split('}').next().unwrap(),
+            None => path,
+        };
+        let list = path.starts_with('{');
+        for name in names.split(',') {
+            let name: String = name.trim().chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect();
+            if !name.is_empty() {
+                used.insert(homes.get(&name).cloned().unwrap_or(name));
+            }
+            if !list {
+                break;
+            }
+        }
+    }
+    used
+}
+
+#[test]
+fn a_file_uses_only_files_above_it() {
+    let homes = re_exports();
+    let floor: BTreeMap<&str, usize> = FLOORS
+        .iter()
+        .enumerate()
+        .flat_map(|(floor, modules)| modules.iter().map(move |module| (*module, floor)))
+        .collect();
+    let (mut found, mut seen, mut uses) = (Vec::new(), BTreeSet::new(), 0);
+    for (path, text) in rust_files("src") {
+        let module = module(&path);
+        if module == "lib" {
+            continue;
+        }
+        let Some(&own) = floor.get(module.as_str()) else {
+            found.push(format!("{}: no floor is named for it", path.display()));
+            continue;
+        };
+        for used in used_modules(&text, &homes) {
+            uses += 1;
+            match floor.get(used.as_str()) {
+                _ if used == module => {}
+                Some(&other) if other < own => {}
+                Some(_) => found.push(format!("{} uses `{used}`, which is not above it", path.display())),
+                None => found.push(format!("{} uses `{used}`, for which no floor is named", path.display())),
+            }
+        }
+        seen.insert(module);
+    }
+    assert_none("a file uses what is not above it", &found);
+    assert!(uses > 50, "the rule looks for the right thing");
+    let missing: Vec<_> =
+        floor.keys().filter(|module| !seen.contains(**module)).map(|module| (*module).to_owned()).collect();
+    assert_none("a floor is named for what is not there", &missing);
+}
+
+/// A sequentially consistent *access* means little to the models and costs much; the fences are what the protocol stands on.
+#[test]
+fn sequential_consistency_is_for_fences() {
+    let (mut found, mut fences) = (Vec::new(), 0);
+    for (path, text) in rust_files("src") {
+        for (number, line) in code(&text) {
+            if !line.contains("SeqCst") {
+                continue;
+            }
+            if line.contains("fence(Ordering::SeqCst)") && line.matches("SeqCst").count() == 1 {
+                fences += 1;
+            } else {
+                found.push(format!("{}:{number}: {line}", path.display()));
+            }
+        }
+    }
+    assert_none("a sequentially consistent access", &found);
+    assert!(fences > 0, "the rule looks for the right thing");
+}
+
+/// The value of `key = "value"` in the package's own section.
+fn package(key: &str) -> String {
+    let manifest = read("Cargo.toml");
+    let section = manifest.split("[package]").nth(1).unwrap().split("\n[").next().unwrap();
+    let line = section.lines().find(|line| line.starts_with(&format!("{key} = "))).expect(key);
+    line.split('"').nth(1).unwrap().to_owned()
+}
+
+#[test]
+fn versions_agree_wherever_they_are_said() {
+    let (version, rust) = (package("version"), package("rust-version"));
+    assert_eq!(
+        (version.as_str(), rust.as_str()),
+        (env!("CARGO_PKG_VERSION"), env!("CARGO_PKG_RUST_VERSION"))
+    );
+    let (readme, changelog) = (read("README.md"), read("CHANGELOG.md"));
+    assert!(changelog.contains("\n## [Unreleased]\n"), "the changelog has room for the next change");
+    assert!(changelog.contains(&version), "the changelog says which version this is");
+    // Wherever a minimum version of Rust is named, it is this one.
+    let mut named = 0;
+    for (file, text) in [("README.md", &readme), ("CHANGELOG.md", &changelog)] {
+        for mention in text.split("Rust 1.").skip(1) {
+            let minor: String = mention.chars().take_while(char::is_ascii_digit).collect();
+            assert_eq!(format!("1.{minor}"), rust, "{file}");
+            named += 1;
+        }
+    }
+    assert!(readme.contains(&format!("Rust {rust}")), "README.md says which Rust is needed");
+    assert!(named >= 1);
+    // And wherever the crate is shown as a dependency, with its version.
+    for line in readme.lines().filter(|line| line.trim_start().starts_with("reentry = ")) {
+        let (major, minor) = version.rsplit_once('.').map(|(head, _)| head.split_once('.').unwrap()).unwrap();
+        assert!(line.contains(&format!("{major}.{minor}")), "{line}");
+    }
+}
+
+#[test]
+fn every_feature_is_documented_in_the_readme() {
+    let manifest = read("Cargo.toml");
+    let section = manifest.split("[features]").nth(1).unwrap().split("\n[").next().unwrap();
+    let features: Vec<_> = section
+        .lines()
+        .filter(|line| !line.starts_with('#'))
+        .filter_map(|line| line.split_once(" = "))
+        .map(|(feature, _)| feature.trim().to_owned())
+        .filter(|feature| feature != "default")
+        .collect();
+    assert!(features.contains(&"testkit".to_owned()), "the rule looks for the right thing: {features:?}");
+    let readme = read("README.md");
+    let undocumented: Vec<_> =
+        features.into_iter().filter(|feature| !readme.contains(&format!("| `{feature}` |"))).collect();
+    assert_none("not in the README's table of features", &undocumented);
+}
+
+#[test]
+fn no_file_needs_a_table_of_contents() {
+    let files = rust_files("src");
+    let long: Vec<_> = files
+        .iter()
+        .map(|(path, text)| (path, text.lines().count()))
+        .filter(|(_, lines)| *lines > LONGEST)
+        .map(|(path, lines)| format!("{}: {lines} lines", path.display()))
+        .collect();
+    assert_none("too long", &long);
+}
+
+#[test]
+fn the_vocabulary_is_kept() {
+    let mut found = Vec::new();
+    for (path, text) in rust_files("src") {
+        for (number, line) in code(&text) {
+            for word in words(&line).into_iter().filter(|word| FORBIDDEN.contains(&word.as_str())) {
+                found.push(format!("{}:{number}: `{word}`", path.display()));
+            }
+        }
+    }
+    assert_none("a word that says nothing", &found);
+    assert!(words("fn crossing_context(): Util").iter().any(|word| FORBIDDEN.contains(&word.as_str())));
+}
