@@ -282,12 +282,21 @@ pub trait UpcallBody<V: StackScanner, Arguments, R>: sealed::Sealed<V, Arguments
     /// The same with a user-data pointer after the arguments.
     type DataLast;
 
+    /// # Safety
+    ///
+    /// A value of this type, and one of `G`, exist for ever; whoever calls the function needs nothing else.
     #[doc(hidden)]
-    fn function<G: Fn() -> R>() -> Self::Function;
+    unsafe fn function<G: Fn() -> R>() -> Self::Function;
+    /// # Safety
+    ///
+    /// For [`UpcallClosure`] alone: the data pointer must be that of a closure of this type.
     #[doc(hidden)]
-    fn data_first() -> Self::DataFirst;
+    unsafe fn data_first() -> Self::DataFirst;
+    /// # Safety
+    ///
+    /// For [`UpcallClosure`] alone: the data pointer must be that of a closure of this type.
     #[doc(hidden)]
-    fn data_last() -> Self::DataLast;
+    unsafe fn data_last() -> Self::DataLast;
 }
 
 mod sealed {
@@ -330,14 +339,14 @@ macro_rules! upcall_body {
             type DataFirst = unsafe extern "C" fn(*mut c_void, $($Argument),*) -> R;
             type DataLast = unsafe extern "C" fn($($Argument,)* *mut c_void) -> R;
 
-            fn function<Fallback: Fn() -> R>() -> Self::Function {
+            unsafe fn function<Fallback: Fn() -> R>() -> Self::Function {
                 extern "C" fn enter<V, Body, Fallback, R, $($Argument),*>($($argument: $Argument),*) -> R
                 where
                     V: StackScanner,
                     Body: for<'u> Fn(&'u mut Mutator<V>, $($Argument),*) -> R,
                     Fallback: Fn() -> R,
                 {
-                    // SAFETY: `upcall_fn_or` was given both, and they are `Copy`.
+                    // SAFETY: values of both exist for ever, as the caller of `function` has promised.
                     let (body, fallback) = unsafe { (conjure::<Body>(), conjure::<Fallback>()) };
                     let body = |mutator: &mut Mutator<V>| body(mutator, $($argument),*);
                     // SAFETY: null, or this thread's attached record of a world of `V`.
@@ -349,7 +358,7 @@ macro_rules! upcall_body {
                 enter::<V, Body, Fallback, R, $($Argument),*>
             }
 
-            fn data_first() -> Self::DataFirst {
+            unsafe fn data_first() -> Self::DataFirst {
                 /// # Safety
                 ///
                 /// `data` is that of a live `UpcallClosure` of this body.
@@ -365,7 +374,7 @@ macro_rules! upcall_body {
                 enter::<V, Body, R, $($Argument),*>
             }
 
-            fn data_last() -> Self::DataLast {
+            unsafe fn data_last() -> Self::DataLast {
                 /// # Safety
                 ///
                 /// `data` is that of a live `UpcallClosure` of this body.
@@ -445,7 +454,8 @@ where
     G: Fn() -> R + Copy + Send + Sync + 'static,
 {
     let _ = (function, fallback);
-    F::function::<G>()
+    // SAFETY: both have been given, and are `Copy` and `'static`.
+    unsafe { F::function::<G>() }
 }
 
 /// What the user-data pointer of an [`UpcallClosure`] points to.
@@ -534,13 +544,15 @@ where
     /// The function for C interfaces that pass user data before the arguments.
     #[must_use]
     pub fn data_first(&self) -> F::DataFirst {
-        F::data_first()
+        // SAFETY: this is a closure of the type.
+        unsafe { F::data_first() }
     }
 
     /// The function for C interfaces that pass user data after the arguments.
     #[must_use]
     pub fn data_last(&self) -> F::DataLast {
-        F::data_last()
+        // SAFETY: this is a closure of the type.
+        unsafe { F::data_last() }
     }
 }
 

@@ -72,15 +72,20 @@ impl<V: StackScanner> World<V> {
     ///
     /// If the thread is attached already, holds a pause of this world, or is exiting; or if the world has been shut down.
     pub fn attach(&self) -> Result<Attachment<V>, AttachError> {
-        self.attach_at(arch::stack_base().unwrap_or(0))
+        // SAFETY: the system's own word for it, or 0: an empty stack.
+        unsafe { self.attach_at(arch::stack_base().unwrap_or(0)) }
     }
 
     /// [`attach`](Self::attach), with the machine address below which this thread's managed frames will lie.
     ///
+    /// # Safety
+    ///
+    /// `stack_base` is 0, or an address in this thread's stack, above every managed frame of it: a conservative scan reads up to there.
+    ///
     /// # Errors
     ///
     /// As [`attach`](Self::attach).
-    pub fn attach_at(&self, stack_base: usize) -> Result<Attachment<V>, AttachError> {
+    pub unsafe fn attach_at(&self, stack_base: usize) -> Result<Attachment<V>, AttachError> {
         let record = self.shared.attach(Ownership::Attachment, stack_base)?;
         // SAFETY: attached to this thread until the attachment is dropped, which the handle does not outlive; `deref_mut` refuses it once
         // the thread's exit hook has run.

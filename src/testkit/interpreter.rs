@@ -159,10 +159,24 @@ pub enum NativeResult {
     Nothing,
     /// An integer.
     Integer(i64),
-    /// A reference, in a slot that [`Mutator::hand_over`] gave: read after the crossing back.
-    Slot(*const Ref),
+    /// A reference, read after the crossing back.
+    Slot(ResultSlot),
     /// The program is to end.
     Trap(Trap),
+}
+
+/// The slot of a reference that an upcall has handed to C.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ResultSlot(*const Ref);
+
+impl ResultSlot {
+    /// # Safety
+    ///
+    /// `slot` is what [`Mutator::hand_over`] gave in an upcall of this very foreign call.
+    #[must_use]
+    pub unsafe fn new(slot: *const Ref) -> Self {
+        Self(slot)
+    }
 }
 
 impl From<UndeadRoot> for NativeResult {
@@ -452,7 +466,7 @@ impl<F: FaultSet> Run<'_, F> {
             NativeResult::Nothing => 0,
             NativeResult::Integer(value) => value.cast_unsigned(),
             // SAFETY: the slot is the one `hand_over` gave: it lives until the call is dropped, and this thread is managed again.
-            NativeResult::Slot(slot) => unsafe { slot.read() }.address() as u64,
+            NativeResult::Slot(slot) => unsafe { slot.0.read() }.address() as u64,
             NativeResult::Trap(trap) => return Err(trap),
         };
         drop(call);

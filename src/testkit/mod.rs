@@ -60,5 +60,5 @@ pub mod stack;
 pub mod vm;
 
 pub use heap::{Heap, Ref, StaleReference};
-pub use interpreter::{NativeArgument, NativeArguments, NativeResult, Trap, Value};
+pub use interpreter::{NativeArgument, NativeArguments, NativeResult, ResultSlot, Trap, Value};
 pub use vm::{Correct, FaultSet, Guard, StackMoves, TestLocal, TestVm, TestVmBuilder, UndeadRoot, Walk};

@@ -145,7 +145,8 @@ fn the_base_segment_ends_at_the_stack_base_it_was_attached_with() {
     let base = here();
     #[inline(never)]
     fn below(world: &World<Native>, base: usize) -> Vec<View> {
-        let mut mutator = world.attach_at(base).unwrap();
+        // SAFETY: an address of this function's caller, above what follows.
+        let mut mutator = unsafe { world.attach_at(base) }.unwrap();
         mutator.pause(views)
     }
     let views = below(&world, base);

@@ -7,7 +7,7 @@ use core::ptr::{NonNull, null_mut};
 use core::sync::atomic::{AtomicUsize, Ordering};
 use reentry::testkit::bytecode::{Function, Program};
 use reentry::testkit::heap::Fate;
-use reentry::testkit::{Guard, NativeResult, Ref, TestVm, Value};
+use reentry::testkit::{Guard, NativeResult, Ref, ResultSlot, TestVm, Value};
 use reentry::{
     ArgumentError, ArgumentPlan, HandOverError, Mutator, UpcallClosure, World, upcall_fn, upcall_fn_or,
 };
@@ -544,7 +544,9 @@ fn a_reference_a_foreign_function_returns_reaches_the_callers_frame_current() {
                 foreign_call_back(upcall_fn(make), 0);
                 foreign_call_back(upcall_fn(collect_twice), 0);
             }
-            NativeResult::Slot(core::ptr::with_exposed_provenance(SLOT.load(Ordering::Relaxed)))
+            let slot = core::ptr::with_exposed_provenance(SLOT.load(Ordering::Relaxed));
+            // SAFETY: what `hand_over` gave in an upcall of this call.
+            NativeResult::Slot(unsafe { ResultSlot::new(slot) })
         };
         let world = TestVm::builder(Program::new(vec![main.finish()]).unwrap())
             .guard(guard)

@@ -1,6 +1,6 @@
 //! A function pointer is made of a function that was given, not of its type: the token below is gone when it would be used.
 
-#[path = "../common/vm.rs"]
+#[path = "common/vm.rs"]
 mod vm;
 
 use core::marker::PhantomData;

@@ -1,6 +1,6 @@
 //! A conservative scan reads up to the stack base it is given.
 
-#[path = "../common/vm.rs"]
+#[path = "common/vm.rs"]
 mod vm;
 
 use reentry::World;
