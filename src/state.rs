@@ -173,13 +173,6 @@ impl<F> CrossingWord<F> {
         self.own().map_addr(|address| address & !MANAGED)
     }
 
-    /// The record in the word of a mutator that is managed. For its own thread.
-    #[inline(always)]
-    pub(crate) fn running(&self) -> *const F {
-        debug_assert!(self.own().addr() & MANAGED != 0);
-        self.own().wrapping_byte_sub(MANAGED)
-    }
-
     /// Says whether the mutator is managed, in the activation whose record is `running`. For its own thread.
     #[inline(always)]
     pub(crate) fn is_managed_in(&self, running: *const F) -> bool {
