@@ -32,8 +32,8 @@ use std::sync::Arc;
 
 /// Runs `body` as an upcall on `record`'s mutator, and returns its result, or `fallback()` if it panicked.
 ///
-/// The common way through makes one call, the body, and keeps two values across it; everything else leaves by a tail call. With the slow ways inline
-/// the upcall took a third longer.
+/// The common way through makes one call, the body, and keeps two values across it; everything else leaves by a tail call, so that the common way
+/// saves few registers.
 #[inline(always)]
 fn cross_in<V: StackScanner, R>(
     record: &Record<V>,
