@@ -1,15 +1,17 @@
 //! Pauses: of foreign mutators, off the processor, and of one that runs.
-#![expect(missing_docs, reason = "criterion's macros make public functions")]
+#![allow(missing_docs, reason = "criterion's macros make public functions")]
+#![expect(clippy::missing_panics_doc, reason = "a benchmark that cannot be set up ends")]
 
 mod common;
 
-use common::{criterion, world};
+use common::{SecondThread, criterion, world};
 use core::sync::atomic::{AtomicBool, Ordering};
 use criterion::{Criterion, criterion_group, criterion_main};
 use reentry::FenceStrategy;
 use std::sync::{Arc, Barrier, Mutex};
 
 fn pause(c: &mut Criterion) {
+    let _second = SecondThread::start();
     let mut group = c.benchmark_group("pause");
     for count in [1, 10, 100, 1000] {
         let world = world(FenceStrategy::probe()).expect("probed");

@@ -1,5 +1,6 @@
 //! Foreign to managed: a bare call with a bare callback beside a foreign call with an upcall, in one group; and the poll.
-#![expect(missing_docs, reason = "criterion's macros make public functions")]
+#![allow(missing_docs, reason = "criterion's macros make public functions")]
+#![expect(clippy::missing_panics_doc, reason = "a benchmark that cannot be set up ends")]
 
 mod common;
 
@@ -41,21 +42,27 @@ extern "C" fn bare_nested(x: c_int) -> c_int {
     }
 }
 
+/// The foreign work, and the baseline.
+#[inline(always)]
+fn call_back_in_c(call: Call, callback: Callback) -> c_int {
+    // SAFETY: the C function calls the callback.
+    unsafe { black_box(call)(black_box(callback), black_box(1)) }
+}
+
+type Call = unsafe extern "C" fn(Callback, c_int) -> c_int;
+
 fn upcall(c: &mut Criterion) {
     let _second = SecondThread::start();
-    let call: unsafe extern "C" fn(Callback, c_int) -> c_int = black_box(foreign_call_back_and_go_on);
+    let call: Call = black_box(foreign_call_back_and_go_on);
     let mut group = c.benchmark_group("upcall");
-    // SAFETY: here and below: the C function calls the callback.
-    group.bench_function("bare", |b| b.iter(|| unsafe { black_box(call)(black_box(bare), black_box(1)) }));
+    group.bench_function("bare", |b| b.iter(|| call_back_in_c(call, bare)));
     group.bench_function("bare_nested_3", |b| b.iter(|| bare_nested(black_box(3))));
     let world = world(FenceStrategy::probe()).expect("probed");
     let mut attachment = world.attach().expect("a new world, a new thread");
     let mutator: &mut Mutator<BenchVm> = &mut attachment;
     let callback: Callback = upcall_fn(managed);
     group.bench_function("function_item", |b| {
-        b.iter(|| {
-            mutator.foreign_call().run(|| unsafe { black_box(call)(black_box(callback), black_box(1)) })
-        });
+        b.iter(|| mutator.foreign_call().run(|| call_back_in_c(call, callback)));
     });
     let add = 1;
     let closure = UpcallClosure::new(&world, |_: &mut Mutator<BenchVm>, x: c_int| x + add);
@@ -63,9 +70,10 @@ fn upcall(c: &mut Criterion) {
         (closure.data_last(), closure.data());
     group.bench_function("closure", |b| {
         b.iter(|| {
-            mutator
-                .foreign_call()
-                .run(|| unsafe { foreign_call_back_last_and_go_on(black_box(function), black_box(1), data) })
+            // SAFETY: the data pointer is the closure's own, and the closure lives.
+            let call =
+                || unsafe { foreign_call_back_last_and_go_on(black_box(function), black_box(1), data) };
+            mutator.foreign_call().run(call)
         });
     });
     group.bench_function("nested_3", |b| b.iter(|| nested(mutator, black_box(3))));

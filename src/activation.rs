@@ -34,7 +34,7 @@ use core::ptr;
 pub(crate) struct ForeignFrame {
     /// Where the walk of this activation starts.
     pub(crate) anchor: AnchorCell,
-    /// The machine stack pointer at the crossing, where it is not `anchor.sp`: see [`ForeignFrame::native_sp`].
+    /// The machine stack pointer at the crossing; with [`Capture::Anchor`] 0 where `anchor.sp` is it. See [`ForeignFrame::native_sp`].
     pub(crate) machine_sp: Cell<usize>,
     /// The source line of the crossing.
     pub(crate) site: Cell<Option<&'static Location<'static>>>,
@@ -120,12 +120,19 @@ impl ForeignFrame {
         }
     }
 
-    /// The machine stack pointer at the crossing. With [`Capture::Anchor`] every anchor is a machine's, given or captured; then a second store
-    /// is spared.
+    /// The machine stack pointer at the crossing. A captured anchor has it already, which spares a store.
     pub(crate) fn native_sp<V: Vm>(&self) -> usize {
-        match V::CAPTURE {
-            Capture::Anchor => self.anchor.get().sp,
-            Capture::Nothing | Capture::Registers => self.machine_sp.get(),
+        match (V::CAPTURE, self.machine_sp.get()) {
+            (Capture::Anchor, 0) => self.anchor.get().sp,
+            (_, sp) => sp,
+        }
+    }
+
+    /// Ends what an anchor that was given has put into the record: the next one may be captured.
+    #[inline(always)]
+    pub(crate) fn forget_given<V: Vm>(&self, given: bool) {
+        if given && V::CAPTURE == Capture::Anchor {
+            self.machine_sp.set(0);
         }
     }
 

@@ -6,18 +6,6 @@
 //! For the collector time has run backwards. An argument that was dead at the pc in between is live again, with the address it had before (Go issue 17785).
 //! The guard takes the arguments out of that question: what it declares is reported at every collection from the first foreign instruction to the last,
 //! whatever pc the caller's frame is walked at (invariant I2).
-//!
-//! # The protocol
-//!
-//! | step | what happens | state |
-//! |---|---|---|
-//! | [`Mutator::foreign_call`] | the guard is made; the root stack's top is noted | managed |
-//! | `root`, `pin`, `copy`, ... | entries are pushed; argument memory is bumped | managed |
-//! | `run` | pc, sp, fp are written; the record is published by one store | foreign |
-//! | | C runs; each upcall sets the record aside and re-instates it | |
-//! | | managed again, fence, poll; wait if a pause is in force | managed |
-//! | | the record popped is checked to be ours; a carried panic resumes | |
-//! | drop | entries are released, argument memory is reset | managed |
 
 use crate::activation::{ForeignFrame, after};
 use crate::anchor::Anchor;
@@ -89,10 +77,22 @@ impl<V: StackScanner> Mutator<V> {
     }
 }
 
-/// A foreign call being prepared, running, or run: see the [module documentation](self).
+/// A foreign call being prepared, running, or run.
 ///
 /// Dropping it ends its roots, pins and argument memory. It can run several times, with the same arguments. Leaking it after it ran leaks what it declared until the activation it was
 /// made in ends (I9). What it declares takes effect when it runs: before that this thread is managed, passes no safepoint, and C has been given nothing.
+///
+/// # The protocol
+///
+/// | step | what happens | state |
+/// |---|---|---|
+/// | [`Mutator::foreign_call`] | the guard is made; the root stack's top is noted | managed |
+/// | `root`, `pin`, `copy`, ... | entries are pushed; argument memory is bumped | managed |
+/// | `run` | pc, sp, fp are written; the record is published by one store | foreign |
+/// | | C runs; each upcall sets the record aside and re-instates it | |
+/// | | managed again, fence, poll; wait if a pause is in force | managed |
+/// | | the record popped is checked to be ours; a carried panic resumes | |
+/// | drop | entries are released, argument memory is reset | managed |
 #[must_use = "a foreign call that is not run only roots its arguments"]
 pub struct ForeignCall<'m, V: StackScanner> {
     record: &'m Record<V>,
@@ -145,7 +145,8 @@ impl<'m, V: StackScanner> ForeignCall<'m, V> {
         unsafe { &(*self.header().world.cast::<crate::pause::Shared<V>>()).vm }
     }
 
-    /// Gives the walk of this activation its start: for a VM with frames of its own. Otherwise the machine's registers are captured
+    /// Gives the walk of this activation its start: for a VM with frames of its own. The scanner gets what is given here, unchecked (obligation
+    /// S7 of [`StackScanner`]). Otherwise the machine's registers are captured
     /// by `run`, as [`Vm::CAPTURE`](crate::Vm::CAPTURE) says.
     #[inline(always)]
     pub fn at(mut self, anchor: Anchor) -> Self {
@@ -319,9 +320,11 @@ impl<'m, V: StackScanner> ForeignCall<'m, V> {
         if self.declared {
             header.roots.seal(self.group);
         }
+        let given = self.anchor.is_some();
         // Until `f` has returned: if it unwinds, the drop must look at the record.
         let unfinished = core::mem::replace(&mut self.unfinished, true);
-        let result = with_capture::<V, R>(frame, self.anchor, site, || cross_out(vm, header, frame, f));
+        let result =
+            with_capture::<V, R>(frame, self.anchor, site, || cross_out(vm, header, frame, given, f));
         self.unfinished = unfinished;
         if self.declared {
             // The belt; the entries on the root stack are the guarantee. What was declared is used after the call, for all the compiler knows.
@@ -368,8 +371,8 @@ impl<'m, V: StackScanner> ForeignCall<'m, V> {
     ///
     /// # Safety
     ///
-    /// The guard is dropped, on this thread and before the mutator is used again. Until then no managed code runs on this thread
-    /// but in upcalls. (A leaked guard leaves the thread foreign, and then `&mut Mutator` proves nothing.)
+    /// The guard is dropped, on this thread, before the mutator is used again and before the function returns that was called with it (an upcall's
+    /// body, above all). Until then no managed code runs on this thread but in upcalls. (A leaked guard leaves the thread foreign, and then `&mut Mutator` proves nothing.)
     #[inline(always)]
     #[track_caller]
     pub unsafe fn enter(&mut self) -> Foreign<'_, 'm, V> {
@@ -455,6 +458,7 @@ impl<V: StackScanner> Drop for Foreign<'_, '_, V> {
     fn drop(&mut self) {
         let (header, frame, vm) = (self.call.header(), self.call.frame, self.call.vm());
         crate::transition::come_back(vm, header, frame);
+        frame.forget_given::<V>(self.call.anchor.is_some());
         black_box(self.call.mark);
         if frame.after.get() & after::PENDING != 0 && !std::thread::panicking() {
             resume_pending(frame);

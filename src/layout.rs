@@ -1,9 +1,9 @@
 //! The documented layout of a mutator's record, for a JIT that inlines the poll or the whole transition.
 //!
-//! Offsets are bytes from the address a [`Mutator`](crate::Mutator) points to. They are taken from the real types with `memoffset`, so they cannot drift; the
+//! Offsets are bytes from the address a [`Mutator`] points to. They are taken from the real types with `memoffset`, so they cannot drift; the
 //! tests read a live record through them.
 //!
-//! The inlined poll is `test dword [record + POLL], POLL_MASK` and a branch to a call of [`Mutator::poll_at`](crate::Mutator::poll_at).
+//! The inlined poll is `test dword [record + POLL], POLL_MASK` and a branch to a call of [`Mutator::poll_at`].
 
 use crate::activation::ForeignFrame;
 use crate::anchor::Anchor;
@@ -69,6 +69,8 @@ impl<V: StackScanner> Mutator<V> {
 
 #[cfg(all(test, not(loom)))]
 mod tests {
+    #![expect(clippy::missing_panics_doc, reason = "a test panics to fail")]
+
     use super::{CACHE_LINE, hot_span, record_span};
 
     #[test]

@@ -253,7 +253,8 @@ impl<V: StackScanner> Mutator<V> {
     ///
     /// # Errors
     ///
-    /// If `old` is not a stack this mutator declared, or a saved address would fall outside `new`. Nothing has been changed then.
+    /// If `old` is not a stack this mutator declared, `new` overlaps another, or a saved address would fall outside `new`. Nothing has been changed then.
+    /// Between two stacks that touch, an sp at the end of one cannot be told from the start of the other; leave a word between them.
     ///
     /// # Panics
     ///

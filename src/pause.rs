@@ -415,6 +415,13 @@ impl Header {
         let Some(index) = stacks.iter().position(|stack| *stack == old) else {
             return Err(RelocationError::UnknownStack { old, known: stacks.clone() });
         };
+        let overlapped = stacks
+            .iter()
+            .enumerate()
+            .find(|(other, known)| *other != index && known.start < new.end && new.start < known.end);
+        if let Some((_, known)) = overlapped {
+            return Err(RelocationError::Overlaps { declared: new, known: known.clone() });
+        }
         let moved = if faults.has(Faults::NO_RELOCATION) {
             0
         } else {

@@ -85,7 +85,7 @@ impl Header {
         self.base.kind.set(FrameKind::ForeignCall);
         self.base.site.set(None);
         self.base.anchor.set(crate::anchor::Anchor::default());
-        self.base.machine_sp.set(entry_sp);
+        self.base.machine_sp.set(0);
         self.base.entry_sp.set(entry_sp);
         self.base.roots_base.set(self.roots.mark());
     }

@@ -275,6 +275,8 @@ fn chunk_of(mark: RootMark) -> *mut RootChunk {
 
 #[cfg(all(test, not(loom)))]
 mod tests {
+    #![expect(clippy::missing_panics_doc, reason = "a test panics to fail")]
+
     use super::{EntryKind, OpenGroup, RootMark, RootStack};
 
     fn words(stack: &RootStack, from: RootMark, to: RootMark) -> Vec<usize> {

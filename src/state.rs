@@ -217,6 +217,8 @@ impl<F> CrossingWord<F> {
 
 #[cfg(test)]
 mod tests {
+    #![expect(clippy::missing_panics_doc, reason = "a test panics to fail")]
+
     use super::{Event, State};
 
     #[test]

@@ -48,17 +48,19 @@ pub(crate) fn refuse_wait_in_own_pause(what: &str, site: &'static Location<'stat
     )
 }
 
-/// Becomes foreign, runs `f`, and comes back whether or not it panics.
+/// Becomes foreign, runs `f`, and comes back whether or not it panics. `given`: the anchor is not a captured one.
 #[inline(always)]
 pub(crate) fn cross_out<V: StackScanner, R>(
     vm: &V,
     header: &Header,
     frame: &ForeignFrame,
+    given: bool,
     f: impl FnOnce() -> R,
 ) -> R {
     leave_managed(vm, header, frame);
     let mut back = scopeguard::guard(true, |unwinding| {
         come_back(vm, header, frame);
+        frame.forget_given::<V>(given);
         if unwinding && frame.after.get() & after::PENDING != 0 {
             overtaken(vm, frame);
         }
@@ -193,6 +195,7 @@ pub(crate) fn at_safepoint<V: StackScanner, R>(
                 header.word.reset(frame);
             }
             frame.kind.set(FrameKind::ForeignCall);
+            frame.forget_given::<V>(anchor.is_some());
             if std::thread::panicking() {
                 // The panic under way is the one to tell of; an upcall's would resume at the next foreign call instead.
                 drop(frame.take_pending());
@@ -229,7 +232,11 @@ pub(crate) fn with_capture<V: Vm, R>(
         Capture::Registers => with_registers(frame, anchor, f),
         Capture::Anchor => {
             match anchor {
-                Some(anchor) => frame.anchor.set(anchor),
+                Some(anchor) => {
+                    // Whatever `anchor` says, the words of the segment are those of this stack.
+                    frame.machine_sp.set(arch::stack_pointer());
+                    frame.anchor.set(anchor);
+                }
                 None => frame.anchor.capture(site),
             }
             f()

@@ -97,6 +97,9 @@ pub trait Vm: Sized + Send + Sync + 'static {
 ///   foreign. It may panic: the pause ends and the panic goes to whoever paused.
 /// - **S5 Only the segment.** It reads frames of this segment alone; frames below belong to foreign code or to another segment.
 /// - **S6 No faults.** `FAULTS` is [`Faults::NONE`](crate::faults::Faults::NONE) except in a test that wants the protection gone.
+/// - **S7 Anchors are claims.** The pc, sp and fp given with [`ForeignCall::at`](crate::ForeignCall::at), [`Mutator::poll_at`](crate::Mutator::poll_at) and
+///   [`Mutator::pause_at`](crate::Mutator::pause_at) come from safe code. A scanner checks them (against its own stack, its code map, or
+///   [`Segment::words`], which is the crate's own) before it relies on them; a captured anchor needs no check.
 pub unsafe trait StackScanner: Vm {
     /// Test-only: protections taken away. See [`faults`](crate::faults).
     #[doc(hidden)]
@@ -276,8 +279,7 @@ impl fmt::Display for FrameKind {
 pub enum Capture {
     /// Nothing but the stack pointer: for a VM that gives every crossing an anchor of its own, which may be virtual.
     Nothing,
-    /// pc, sp and fp of the frame that makes the call. An anchor that the VM gives in their place is a machine's too: its `sp` is
-    /// an address in the native stack.
+    /// pc, sp and fp of the frame that makes the call.
     Anchor,
     /// The same, and every callee-saved register: a conservative collector must see what a foreign callee would push on its own
     /// frame, where no scan looks. The call then goes through an assembly routine.

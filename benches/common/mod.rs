@@ -7,11 +7,11 @@ use std::thread::JoinHandle;
 
 /// A reference that refers to nothing.
 #[derive(Clone, Copy, Debug)]
-pub struct Word(#[expect(dead_code, reason = "only its size matters")] pub usize);
+pub(crate) struct Word(#[expect(dead_code, reason = "only its size matters")] pub(crate) usize);
 
 /// A VM with no frames: the crate's own cost.
 #[derive(Debug)]
-pub struct BenchVm;
+pub(crate) struct BenchVm;
 
 impl Vm for BenchVm {
     type Ref = Word;
@@ -26,18 +26,23 @@ unsafe impl StackScanner for BenchVm {
 }
 
 /// A world with a strategy, or `None` where this machine does not have it.
-pub fn world(fence: FenceStrategy) -> Option<World<BenchVm>> {
+pub(crate) fn world(fence: FenceStrategy) -> Option<World<BenchVm>> {
     fence.is_supported().then(|| World::<BenchVm>::builder().fence(fence).build(BenchVm))
 }
 
 /// Keeps a second thread in existence: some C libraries leave out locked instructions until there is one, which flatters.
-pub struct SecondThread(Option<(Sender<()>, JoinHandle<()>)>);
+pub(crate) struct SecondThread(Option<(Sender<()>, JoinHandle<()>)>);
 
 impl SecondThread {
     /// Starts it.
-    pub fn start() -> Self {
+    pub(crate) fn start() -> Self {
         let (stop, stopped) = channel::<()>();
-        Self(Some((stop, std::thread::spawn(move || drop(stopped.recv())))))
+        Self(Some((
+            stop,
+            std::thread::spawn(move || {
+                let _ended = stopped.recv();
+            }),
+        )))
     }
 }
 
@@ -51,6 +56,6 @@ impl Drop for SecondThread {
 }
 
 /// The settings all groups share.
-pub fn criterion() -> Criterion {
+pub(crate) fn criterion() -> Criterion {
     Criterion::default().configure_from_args()
 }

@@ -1,6 +1,7 @@
 //! The suite: one binary, a module for each topic.
 #![expect(clippy::missing_panics_doc, reason = "a test fails by panicking")]
 
+mod anchors;
 mod founding;
 mod hostile;
 mod hosts;

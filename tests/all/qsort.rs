@@ -1,7 +1,7 @@
 //! C's own sort with a managed comparator, which allocates and collects between any two of C's instructions that call it.
 
+use core::cell::Cell;
 use core::ffi::{c_int, c_void};
-use core::sync::atomic::{AtomicU64, Ordering};
 use reentry::testkit::{Ref, TestVm};
 use reentry::{Mutator, World, upcall_fn};
 
@@ -20,14 +20,19 @@ fn strings(count: usize) -> Vec<String> {
     (0..count).map(|index| format!("{:07} of {count}", scattered(index))).collect()
 }
 
-static COMPARISONS: AtomicU64 = AtomicU64::new(0);
+thread_local! {
+    /// How many comparisons there were on this thread: each test has its own.
+    static COMPARISONS: Cell<u64> = const { Cell::new(0) };
+}
 
 /// Compares, and allocates and collects first: on every `EVERY`th comparison.
 fn compare_after_collecting<const EVERY: u64>(
     mutator: &mut Mutator<TestVm>,
     read: impl Fn(&TestVm) -> [Ref; 2],
 ) -> c_int {
-    if COMPARISONS.fetch_add(1, Ordering::Relaxed).is_multiple_of(EVERY) {
+    let number = COMPARISONS.get();
+    COMPARISONS.set(number + 1);
+    if number.is_multiple_of(EVERY) {
         mutator.vm().heap().alloc(&[], b"garbage of a comparison");
         TestVm::collect_in(mutator).unwrap();
     }
