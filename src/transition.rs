@@ -15,11 +15,10 @@ use core::ptr;
 /// Runs a hook that must not unwind: it stands between two states, and there is no caller to tell.
 #[inline(always)]
 pub(crate) fn hook(call: impl FnOnce()) {
-    let unwinding = scopeguard::guard((), |()| {
+    // Caught, not cleaned up after: with no handler above, a panic would end the process before any clean-up could say why.
+    if unwind::stop(call).is_err() {
         unwind::abort(format_args!("a transition hook panicked; the hooks of `Vm` must not"));
-    });
-    call();
-    scopeguard::ScopeGuard::into_inner(unwinding);
+    }
 }
 
 /// Ends a misuse that has a managed caller to tell: panics, naming the mutator's state and the call site.
