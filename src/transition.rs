@@ -4,6 +4,7 @@ use crate::activation::{ForeignFrame, after};
 use crate::anchor::Anchor;
 use crate::arch;
 use crate::faults::Faults;
+use crate::pause::Shared;
 use crate::record::Header;
 use crate::registry::PauseHeldHere;
 use crate::state::Event;
@@ -17,7 +18,9 @@ use core::ptr;
 pub(crate) fn hook(call: impl FnOnce()) {
     // Caught, not cleaned up after: with no handler above, a panic would end the process before any clean-up could say why.
     if unwind::stop(call).is_err() {
-        unwind::abort(format_args!("a transition hook panicked; the hooks of `Vm` must not"));
+        unwind::abort(format_args!(
+            "a transition hook panicked; the hooks of `Vm` must not, nor a report in a transition"
+        ));
     }
 }
 
@@ -118,10 +121,23 @@ pub(crate) fn site_of(frame: &ForeignFrame) -> &'static dyn core::fmt::Display {
     }
 }
 
-/// Foreign code went past upcalls without returning from them (I5): puts back what they held, and reports.
+/// Foreign code went past upcalls without returning from them (I5): puts back what they held, and reports. Leaves `frame` published, as if they had
+/// returned.
 #[cold]
 #[inline(never)]
-fn repair_slow<V: Vm>(vm: &V, header: &Header, frame: &ForeignFrame) {
+fn repair_slow<V: StackScanner>(vm: &V, header: &Header, frame: &ForeignFrame) {
+    if let Some(skipped) = header.word.published() {
+        // A call in a skipped upcall was skipped too, and is published still: a stopper may be reading what is released below.
+        let skipped = skipped.as_ptr();
+        if !header.word.retract(skipped, V::FAULTS)
+            && header.coordinator().wait_published(header, skipped, skipped, V::FAULTS).is_err()
+        {
+            unwind::abort(format_args!(
+                "the foreign call at {} returned inside a pause that its own thread holds",
+                site_of(frame)
+            ));
+        }
+    }
     let mut skipped = 0;
     // SAFETY: the word of an attached mutator holds a live record of it, and `older` names one.
     let mut record = unsafe { &*header.word.record() };
@@ -134,7 +150,8 @@ fn repair_slow<V: Vm>(vm: &V, header: &Header, frame: &ForeignFrame) {
         // SAFETY: as above; `frame` is older, so the chain does not end before it.
         record = unsafe { &*record.older };
     }
-    vm.report(&Report::ActivationsSkipped { skipped, call_site: frame.site.get() });
+    header.word.publish(frame, V::FAULTS);
+    hook(|| vm.report(&Report::ActivationsSkipped { skipped, call_site: frame.site.get() }));
 }
 
 /// Becomes managed for an upcall, in the activation whose record is `frame`. Says whether it may go on; if not, [`wait_to_come_in`] is next.
@@ -197,7 +214,8 @@ pub(crate) fn at_safepoint<V: StackScanner, R>(
             frame.forget_given::<V>(anchor.is_some());
             if std::thread::panicking() {
                 // The panic under way is the one to tell of; an upcall's would resume at the next foreign call instead.
-                drop(frame.take_pending());
+                // SAFETY: `world` points to the `Shared<V>` whose mutator this is, which outlives it.
+                overtaken(unsafe { &(*header.world.cast::<Shared<V>>()).vm }, frame);
             } else if !waited {
                 refuse_wait_in_own_pause("a poll", site);
             }

