@@ -18,10 +18,11 @@
 
 use crate::anchor::Anchor;
 use crate::arch;
+use crate::control::{MachineState, Saved};
 use crate::root_stack::{Entry, EntryKind, RootMark, RootStack, word_of};
 use crate::sync::Cell;
 use crate::unwind::Payload;
-use crate::vm::{Capture, FrameKind, Vm};
+use crate::vm::{Capture, ErrorPolicy, FrameKind, Vm};
 use bumpalo::Bump;
 use core::cell::UnsafeCell;
 use core::mem::MaybeUninit;
@@ -48,6 +49,7 @@ pub(crate) struct ForeignFrame {
     /// How many records are older.
     pub(crate) depth: u32,
     pub(crate) older: *const ForeignFrame,
+    /// The record an upcall uses. Null until that depth has been reached once, and while the call has terms of its own.
     newer: Cell<*const ForeignFrame>,
     /// References that upcalls of this call have handed to C: rooted until C's caller has them.
     results: Cell<*const ResultNode>,
@@ -55,8 +57,33 @@ pub(crate) struct ForeignFrame {
     registers: UnsafeCell<[usize; arch::SAVED_REGISTERS]>,
     /// Argument and result memory of the call, reset when it ends.
     arena: UnsafeCell<Bump>,
-    /// The panic of an upcall of this call, to resume when it returns.
+    /// The error of an upcall of this call, to go on with when it returns.
     pending: UnsafeCell<Option<Payload>>,
+    /// What the call in progress asked for.
+    terms: Cell<Terms>,
+    /// `newer`, while the call in progress has terms of its own.
+    set_aside: Cell<*const ForeignFrame>,
+    /// The machine's state on the managed side of a call that preserves it.
+    machine: Cell<Saved>,
+}
+
+/// What a foreign call asks for that most do not.
+///
+/// The way in of an upcall must not pay for it. So a call with terms of its own sets its record's link to the next aside, and its upcalls, finding no link, take the
+/// cold way, which reads the terms.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(crate) struct Terms {
+    pub(crate) on_error: ErrorPolicy,
+    pub(crate) upcalls: Upcalls,
+    pub(crate) preserve: MachineState,
+}
+
+/// Whether a foreign call may call back.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(crate) enum Upcalls {
+    #[default]
+    Allowed,
+    Forbidden,
 }
 
 /// An anchor the machine can write in place. Not the facade's cell: its address must be that of three words, also under loom.
@@ -117,7 +144,46 @@ impl ForeignFrame {
             registers: UnsafeCell::new([0; arch::SAVED_REGISTERS]),
             arena: UnsafeCell::new(Bump::new()),
             pending: UnsafeCell::new(None),
+            terms: Cell::new(Terms::default()),
+            set_aside: Cell::new(ptr::null()),
+            machine: Cell::new(Saved::NOTHING),
         }
+    }
+
+    /// What the call in progress asked for.
+    pub(crate) fn terms(&self) -> Terms {
+        self.terms.get()
+    }
+
+    /// Begins a call with terms of its own: its upcalls take the cold way.
+    pub(crate) fn begin_terms(&self, terms: Terms) {
+        // Set aside already where an earlier call was skipped by foreign code, or its guard leaked.
+        if self.set_aside.get().is_null() {
+            self.set_aside.set(self.newer.replace(ptr::null()));
+        }
+        self.terms.set(terms);
+        self.machine.set(Saved::read(terms.preserve));
+    }
+
+    /// Ends it.
+    pub(crate) fn end_terms(&self) {
+        self.machine.get().restore();
+        self.forget_terms();
+    }
+
+    /// Ends a call with terms of its own that foreign code has skipped; the machine's state is its affair.
+    pub(crate) fn forget_terms(&self) {
+        let link = self.set_aside.replace(ptr::null());
+        if !link.is_null() {
+            self.newer.set(link);
+        }
+        self.terms.set(Terms::default());
+        self.machine.set(Saved::NOTHING);
+    }
+
+    /// The machine's state on the managed side of the call in progress.
+    pub(crate) fn machine(&self) -> Saved {
+        self.machine.get()
     }
 
     /// The machine stack pointer at the crossing. A captured anchor has it already, which spares a store.
@@ -142,14 +208,14 @@ impl ForeignFrame {
         self.newer.get()
     }
 
-    /// Makes the record of the next newer activation.
-    #[cold]
-    #[inline(never)]
-    pub(crate) fn grow_slow(&self) -> *const Self {
-        debug_assert!(self.newer.get().is_null());
-        let newer = Box::into_raw(Box::new(Self::new(self, self.depth + 1))).cast_const();
-        self.newer.set(newer);
-        newer
+    /// The record of the next newer activation, whatever the terms of the call in progress; made if that depth has not been reached yet.
+    pub(crate) fn newer_slow(&self) -> *const Self {
+        let terms = self.terms.get() != Terms::default();
+        let link = if terms { &self.set_aside } else { &self.newer };
+        if link.get().is_null() {
+            link.set(Box::into_raw(Box::new(Self::new(self, self.depth + 1))));
+        }
+        link.get()
     }
 
     /// Frees the newer records.
@@ -158,10 +224,12 @@ impl ForeignFrame {
     ///
     /// None of them is published or used any more.
     pub(crate) unsafe fn free_newer(&self) {
+        self.forget_terms();
         let mut frame = self.newer.replace(ptr::null());
         while !frame.is_null() {
             // SAFETY: made by `grow_slow`, and freed once: the only link to it has just been cut.
             let owned = unsafe { Box::from_raw(frame.cast_mut()) };
+            owned.forget_terms();
             frame = owned.newer.get();
         }
     }

@@ -33,6 +33,12 @@ impl Faults {
     pub const NO_WAIT_FOR_MUTATORS: Self = Self(1 << 9);
     /// What a foreign call declares is forgotten when an upcall of it returns.
     pub const ROOTS_DROPPED_BY_UPCALL: Self = Self(1 << 10);
+    /// What foreign code skipped is not released.
+    pub const NO_REPAIR: Self = Self(1 << 11);
+    /// An upcall does not look whether foreign code has skipped the one before.
+    pub const NO_SKIP_CHECK: Self = Self(1 << 12);
+    /// An upcall does not look at how much stack is left.
+    pub const NO_STACK_CHECK: Self = Self(1 << 13);
 
     /// Says whether `self` takes away all that `fault` does.
     #[inline(always)]

@@ -7,8 +7,9 @@
 //! The guard takes the arguments out of that question: what it declares is reported at every collection from the first foreign instruction to the last,
 //! whatever pc the caller's frame is walked at (invariant I2).
 
-use crate::activation::{ForeignFrame, after};
+use crate::activation::{ForeignFrame, Terms, Upcalls, after};
 use crate::anchor::Anchor;
+use crate::control::MachineState;
 use crate::errno::Errno;
 use crate::mutator::Mutator;
 use crate::record::Header;
@@ -16,8 +17,11 @@ use crate::root::{Argument, Pinned, Root};
 use crate::root_stack::{EntryKind, OpenGroup, RootMark};
 use crate::state::Event;
 use crate::thread::Record;
-use crate::transition::{cross_out, overtaken, refuse, resume_pending, with_capture};
-use crate::vm::{ArgumentError, ArgumentPlan, StackScanner};
+use crate::transition::{
+    Manner, come_back, cross_out, leave_managed, overtaken, pending_exception, refuse, resume_pending,
+    with_capture,
+};
+use crate::vm::{ArgumentError, ArgumentPlan, Crossing, ErrorPolicy, StackScanner};
 use bumpalo::Bump;
 use core::ffi::{CStr, c_char, c_void};
 use core::fmt;
@@ -72,6 +76,8 @@ impl<V: StackScanner> Mutator<V> {
             anchor: None,
             declared: false,
             unfinished: false,
+            terms: None,
+            crossing: Crossing::ForeignCall,
             _mutator: PhantomData,
         }
     }
@@ -104,8 +110,12 @@ pub struct ForeignCall<'m, V: StackScanner> {
     /// Whether entries were pushed. Known to the compiler where the guard is used in one function, like `unfinished`: what a call did not use costs it
     /// nothing.
     declared: bool,
-    /// Whether the record may hold argument memory, results or a panic.
+    /// Whether the record may hold argument memory, results or an error.
     unfinished: bool,
+    /// What the call asks for that most do not.
+    terms: Option<Terms>,
+    /// What the hooks are told.
+    crossing: Crossing,
     _mutator: PhantomData<(&'m mut (), *mut ())>,
 }
 
@@ -151,6 +161,71 @@ impl<'m, V: StackScanner> ForeignCall<'m, V> {
     #[inline(always)]
     pub fn at(mut self, anchor: Anchor) -> Self {
         self.anchor = Some(anchor);
+        self
+    }
+
+    /// Chooses what becomes of the errors of this call's upcalls; [`ErrorPolicy::Carry`] otherwise. An upcall function with a policy of its own keeps that.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use core::ffi::c_int;
+    /// use reentry::testkit::TestVm;
+    /// use reentry::{ErrorPolicy, Mutator, World, upcall_fn_or};
+    ///
+    /// fn fail(_: &mut Mutator<TestVm>) -> c_int {
+    ///     std::panic::resume_unwind(Box::new("no"))
+    /// }
+    /// let callback: extern "C" fn() -> c_int = upcall_fn_or(fail, || -1);
+    /// let world = World::new(TestVm::new());
+    /// let mut mutator = world.attach()?;
+    /// // A Rust closure stands for the C code here. The error is reported, and ends.
+    /// let result = mutator.foreign_call().on_error(ErrorPolicy::Fallback).run(|| callback());
+    /// assert_eq!(result, -1);
+    /// # Ok::<(), reentry::AttachError>(())
+    /// ```
+    #[inline(always)]
+    pub fn on_error(mut self, policy: ErrorPolicy) -> Self {
+        self.terms.get_or_insert_default().on_error = policy;
+        self
+    }
+
+    /// Declares that the call makes no upcall. One that comes all the same is refused: C gets the upcall's fallback value, and the call panics with
+    /// [`UpcallRefused::Forbidden`](crate::UpcallRefused::Forbidden), naming its call site.
+    ///
+    /// The declaration costs a few stores, in every build; it changes nothing for a call that keeps it. (Go has it as `#cgo nocallback`.)
+    #[inline(always)]
+    pub fn without_upcalls(mut self) -> Self {
+        self.terms.get_or_insert_default().upcalls = Upcalls::Forbidden;
+        self
+    }
+
+    /// Has the crossing put back machine state that C may change: after the call, and round each upcall, whose managed code gets the state of the managed side
+    /// and after which C gets its own.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use reentry::testkit::TestVm;
+    /// # use reentry::{MachineState, World};
+    /// # let world = World::new(TestVm::new());
+    /// # let mut mutator = world.attach()?;
+    /// # extern "C" fn set_up_fast_math() -> i32 { 1 }
+    /// let ready = mutator.foreign_call().preserving(MachineState::FLOATING_POINT).run(|| set_up_fast_math());
+    /// assert_eq!(ready, 1);
+    /// # Ok::<(), reentry::AttachError>(())
+    /// ```
+    #[inline(always)]
+    pub fn preserving(mut self, state: MachineState) -> Self {
+        self.terms.get_or_insert_default().preserve = state;
+        self
+    }
+
+    /// Tells the VM's hooks that the call may block: they get [`Crossing::BlockingCall`]. A VM with a global lock may keep it over short calls and release it for
+    /// these. For the crate every foreign call may block.
+    #[inline(always)]
+    pub fn blocking(mut self) -> Self {
+        self.crossing = Crossing::BlockingCall;
         self
     }
 
@@ -306,35 +381,91 @@ impl<'m, V: StackScanner> ForeignCall<'m, V> {
     /// Becomes foreign, calls `f`, and comes back managed: the crossing.
     ///
     /// `f` runs in the foreign state: it must not touch the heap, and safe code has nothing to touch it with. It may block as long as it
-    /// likes. On the way back this thread waits for a pause in force. If an upcall inside panicked, the panic resumes here.
+    /// likes. On the way back this thread waits for a pause in force. If an upcall inside failed, its error goes on here: a panic as that panic, an exception as a panic whose
+    /// payload is [`Thrown`](crate::Thrown) (see [`try_run`](Self::try_run)).
     ///
     /// # Panics
     ///
-    /// With what `f` or an upcall panicked with, managed again.
+    /// With what `f` or an upcall panicked with, managed again; if an upcall was [refused](crate::UpcallRefused). If the thread is unwinding already when the call
+    /// returns, an upcall's error is reported instead.
     #[inline(always)]
     #[track_caller]
     pub fn run<R>(&mut self, f: impl FnOnce() -> R) -> R {
-        let site = Location::caller();
-        let (header, frame, vm) = (self.header(), self.frame, self.vm());
-        frame.site.set(Some(site));
-        if self.declared {
-            header.roots.seal(self.group);
+        let result = self.cross(Location::caller(), f);
+        if self.frame.after.get() != 0 {
+            self.unfinished = true;
+            resume_pending(self.vm(), self.frame);
         }
-        let given = self.anchor.is_some();
+        result
+    }
+
+    /// [`run`](Self::run), with the VM exception of an upcall as an error.
+    ///
+    /// # Errors
+    ///
+    /// What an upcall threw (see [`Throwing`](crate::Throwing)), at whatever depth: an exception that went past managed frames in between is the same error. Or what
+    /// [`Vm::exception_for`](crate::Vm::exception_for) makes of a refused upcall.
+    ///
+    /// # Panics
+    ///
+    /// With every other error, as [`run`](Self::run).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use reentry::testkit::{TestVm, Trap};
+    /// use reentry::{Mutator, Throwing, World, upcall_fn};
+    ///
+    /// fn fail(_: &mut Mutator<TestVm>) -> Result<(), Trap> {
+    ///     Err(Trap::NoSuchNative(7))
+    /// }
+    /// let callback: extern "C" fn() = upcall_fn(Throwing(fail));
+    /// let world = World::new(TestVm::new());
+    /// let mut mutator = world.attach()?;
+    /// // A Rust closure stands for the C code here.
+    /// let outcome = mutator.foreign_call().try_run(|| callback());
+    /// assert_eq!(outcome, Err(Trap::NoSuchNative(7)));
+    /// # Ok::<(), reentry::AttachError>(())
+    /// ```
+    #[inline(always)]
+    #[track_caller]
+    pub fn try_run<R>(&mut self, f: impl FnOnce() -> R) -> Result<R, V::Exception> {
+        let result = self.cross(Location::caller(), f);
+        if self.frame.after.get() != 0 {
+            self.unfinished = true;
+            pending_exception(self.vm(), self.frame)?;
+        }
+        Ok(result)
+    }
+
+    /// The crossing out and back.
+    #[inline(always)]
+    fn cross<R>(&mut self, site: &'static Location<'static>, f: impl FnOnce() -> R) -> R {
+        let (header, frame, vm) = (self.header(), self.frame, self.vm());
+        let manner = self.prepare(site);
         // Until `f` has returned: if it unwinds, the drop must look at the record.
         let unfinished = core::mem::replace(&mut self.unfinished, true);
         let result =
-            with_capture::<V, R>(frame, self.anchor, site, || cross_out(vm, header, frame, given, f));
+            with_capture::<V, R>(frame, self.anchor, site, || cross_out(vm, header, frame, manner, f));
         self.unfinished = unfinished;
         if self.declared {
             // The belt; the entries on the root stack are the guarantee. What was declared is used after the call, for all the compiler knows.
             black_box(self.mark);
         }
-        if frame.after.get() != 0 {
-            self.unfinished = true;
-            resume_pending(frame);
-        }
         result
+    }
+
+    /// Writes down what the record must have before it is published.
+    #[inline(always)]
+    fn prepare(&self, site: &'static Location<'static>) -> Manner {
+        self.frame.site.set(Some(site));
+        if self.declared {
+            self.header().roots.seal(self.group);
+        }
+        if let Some(terms) = self.terms {
+            self.frame.begin_terms(terms);
+        }
+        Manner { given: self.anchor.is_some(), terms: self.terms.is_some(), crossing: self.crossing }
     }
 
     /// [`run`](Self::run), and C's `errno` as it was when `f` returned, before the way back could change it.
@@ -381,15 +512,10 @@ impl<'m, V: StackScanner> ForeignCall<'m, V> {
         if !header.word.is_managed_in(frame) {
             refuse(header, Event::ForeignCall, site);
         }
-        frame.site.set(Some(site));
-        if self.declared {
-            header.roots.seal(self.group);
-        }
+        let manner = self.prepare(site);
         self.unfinished = true;
-        with_capture::<V, ()>(frame, self.anchor, site, || {
-            crate::transition::leave_managed(vm, header, frame);
-        });
-        Foreign { call: self }
+        with_capture::<V, ()>(frame, self.anchor, site, || leave_managed(vm, header, frame, manner.crossing));
+        Foreign { call: self, manner }
     }
 }
 
@@ -450,18 +576,50 @@ impl<V: StackScanner> fmt::Debug for ForeignCall<'_, V> {
 #[must_use = "dropping it ends the foreign state at once"]
 pub struct Foreign<'c, 'm, V: StackScanner> {
     call: &'c mut ForeignCall<'m, V>,
+    manner: Manner,
+}
+
+impl<V: StackScanner> Foreign<'_, '_, V> {
+    /// Ends the foreign state, with the VM exception of an upcall as an error.
+    ///
+    /// # Errors
+    ///
+    /// As [`ForeignCall::try_run`].
+    ///
+    /// # Panics
+    ///
+    /// As [`ForeignCall::try_run`].
+    #[inline(always)]
+    #[track_caller]
+    pub fn leave(self) -> Result<(), V::Exception> {
+        let this = core::mem::ManuallyDrop::new(self);
+        this.come_back();
+        if this.call.frame.after.get() != 0 {
+            pending_exception(this.call.vm(), this.call.frame)?;
+        }
+        Ok(())
+    }
+
+    #[inline(always)]
+    fn come_back(&self) {
+        let (header, frame, vm) = (self.call.header(), self.call.frame, self.call.vm());
+        if self.manner.terms {
+            frame.end_terms();
+        }
+        come_back(vm, header, frame, self.manner.crossing);
+        frame.forget_given::<V>(self.manner.given);
+        black_box(self.call.mark);
+    }
 }
 
 impl<V: StackScanner> Drop for Foreign<'_, '_, V> {
     #[inline(always)]
     #[track_caller]
     fn drop(&mut self) {
-        let (header, frame, vm) = (self.call.header(), self.call.frame, self.call.vm());
-        crate::transition::come_back(vm, header, frame);
-        frame.forget_given::<V>(self.call.anchor.is_some());
-        black_box(self.call.mark);
-        if frame.after.get() & after::PENDING != 0 && !std::thread::panicking() {
-            resume_pending(frame);
+        self.come_back();
+        let call = &self.call;
+        if call.frame.after.get() & after::PENDING != 0 {
+            resume_pending(call.vm(), call.frame);
         }
     }
 }
@@ -490,7 +648,7 @@ pub struct NullFunction {
     pub site: &'static Location<'static>,
 }
 
-/// A C function pointer type: `unsafe extern "C" fn` of up to twelve arguments.
+/// A C function pointer type: `unsafe extern "C" fn` or `unsafe extern "C-unwind" fn` of up to twelve arguments.
 ///
 /// # Safety
 ///
@@ -533,12 +691,17 @@ mod sealed {
 
 macro_rules! foreign_function {
     ($($argument:ident: $Argument:ident),*) => {
-        impl<R, $($Argument),*> sealed::Sealed for unsafe extern "C" fn($($Argument),*) -> R {}
+        foreign_function!(@ "C", $($argument: $Argument),*);
+        foreign_function!(@ "C-unwind", $($argument: $Argument),*);
+    };
+    (@ $abi:literal, $($argument:ident: $Argument:ident),*) => {
+        impl<R, $($Argument),*> sealed::Sealed for unsafe extern $abi fn($($Argument),*) -> R {}
         // SAFETY: a function pointer.
-        unsafe impl<R, $($Argument),*> ForeignFunction for unsafe extern "C" fn($($Argument),*) -> R {
+        unsafe impl<R, $($Argument),*> ForeignFunction for unsafe extern $abi fn($($Argument),*) -> R {
             type Arguments = ($($Argument,)*);
             type Output = R;
             #[inline(always)]
+            #[allow(ffi_unwind_calls, reason = "an exception of \"C-unwind\" code passes through Rust frames on purpose: `run` comes back first")]
             unsafe fn call(self, ($($argument,)*): Self::Arguments) -> R {
                 // SAFETY: promised by the caller.
                 unsafe { self($($argument),*) }

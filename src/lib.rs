@@ -5,6 +5,7 @@ mod activation;
 mod anchor;
 mod arch;
 mod arity;
+mod control;
 mod errno;
 #[doc(hidden)]
 pub mod faults;
@@ -34,6 +35,7 @@ pub mod testkit;
 
 pub use activation::{RelocationError, StackEnd};
 pub use anchor::Anchor;
+pub use control::MachineState;
 pub use errno::Errno;
 pub use foreign_call::{Foreign, ForeignCall, ForeignFunction, InteriorNul, NullFunction};
 pub use mutator::{HandOverError, Mutator};
@@ -43,9 +45,12 @@ pub use registry::AttachError;
 pub use root::{Argument, Pinned, Root};
 pub use state::State;
 pub use sync::FenceStrategy;
-pub use upcall::{UpcallBody, UpcallClosure, upcall_fn, upcall_fn_or};
+pub use unwind::Thrown;
+pub use upcall::{
+    Aborting, FallbackOnly, Throwing, UpcallBody, UpcallClosure, upcall_fn, upcall_fn_or, upcall_fn_unwind,
+};
 pub use vm::{
-    ArgumentError, ArgumentPlan, Capture, Crossing, FrameKind, Report, RootVisitor, Segment, Slot,
-    StackScanner, Vm,
+    ArgumentError, ArgumentPlan, Capture, Crossing, ErrorPolicy, FrameKind, Report, RootVisitor, Segment,
+    Slot, StackScanner, UpcallError, UpcallRefused, Vm,
 };
 pub use world::{Attachment, DetachError, World, WorldBuilder};

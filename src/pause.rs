@@ -31,6 +31,8 @@ pub(crate) struct Shared<V: Vm> {
     pub(crate) coordinator: Coordinator,
     pub(crate) vm: V,
     pub(crate) pins: Arc<PinTable<V::Ref>>,
+    /// The bytes of native stack an upcall must find.
+    pub(crate) stack_reserve: usize,
 }
 
 impl<V: Vm> Drop for Shared<V> {

@@ -44,6 +44,8 @@ pub(crate) struct Header {
     pub(crate) roots: RootStack,
     /// The world, type-erased.
     pub(crate) world: *const (),
+    /// The lowest stack pointer an upcall may come in with; 0 where the thread's stack is not known.
+    pub(crate) stack_limit: Cell<usize>,
     /// The record of the oldest activation, in the mutator itself: the common case touches no other memory.
     pub(crate) base: ForeignFrame,
     /// What the stopper saw published.
@@ -51,6 +53,8 @@ pub(crate) struct Header {
     pub(crate) id: Cell<u64>,
     pub(crate) index: Cell<usize>,
     pub(crate) stacks: RefCell<Vec<Range<usize>>>,
+    /// The thread's own stack: lowest address and base, both 0 where it is not known.
+    native_stack: Cell<(usize, usize)>,
 }
 
 impl Header {
@@ -67,7 +71,15 @@ impl Header {
             id: Cell::new(0),
             index: Cell::new(usize::MAX),
             stacks: RefCell::new(Vec::new()),
+            stack_limit: Cell::new(0),
+            native_stack: Cell::new((0, 0)),
         }
+    }
+
+    /// The thread's own stack; empty where it is not known.
+    pub(crate) fn native_stack(&self) -> Range<usize> {
+        let (lowest, base) = self.native_stack.get();
+        lowest..base
     }
 
     /// The state, seen from its own thread.
@@ -80,8 +92,13 @@ impl Header {
         }
     }
 
-    /// Puts the record in the state of a thread that has just attached.
-    pub(crate) fn begin(&self, entry_sp: usize) {
+    /// Puts the record in the state of a thread that has just attached. `reserve`: the bytes of stack an upcall must find.
+    pub(crate) fn begin(&self, entry_sp: usize, reserve: usize) {
+        let stack = crate::arch::stack_bounds().unwrap_or(0..0);
+        // A reserve that a small stack cannot spare would refuse every upcall.
+        let reserve = reserve.min(stack.len() / 4);
+        self.stack_limit.set(if stack.is_empty() { 0 } else { stack.start + reserve });
+        self.native_stack.set((stack.start, stack.end));
         self.base.kind.set(FrameKind::ForeignCall);
         self.base.site.set(None);
         self.base.anchor.set(crate::anchor::Anchor::default());
@@ -100,6 +117,7 @@ impl Header {
             if record.after.get() != 0 {
                 record.finish_slow();
             }
+            record.forget_terms();
             frame = record.newer();
         }
         // SAFETY: the mutator is detached: no record of it is published or used.

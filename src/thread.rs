@@ -289,7 +289,7 @@ impl<V: StackScanner> Shared<V> {
         // SAFETY: as above.
         unsafe { *record.local.get() = Some(local) };
         let header = &record.header;
-        header.begin(entry_sp);
+        header.begin(entry_sp, self.stack_reserve);
         let undo = scopeguard::guard((), |()| {
             // SAFETY: not admitted: nobody else has the record.
             drop(unsafe { (*record.local.get()).take() });
@@ -298,6 +298,8 @@ impl<V: StackScanner> Shared<V> {
         match ownership {
             Ownership::Thread => {
                 header.base.kind.set(FrameKind::ForeignThread);
+                // It made no call: every upcall lies below.
+                header.base.machine_sp.set(usize::MAX);
                 header.word.publish(&raw const header.base, V::FAULTS);
             }
             // Managed from the start: no stopper can look until the gate lets it in, and then none is stopping.

@@ -8,8 +8,8 @@ use crate::pause::Shared;
 use crate::record::Header;
 use crate::registry::PauseHeldHere;
 use crate::state::Event;
-use crate::unwind;
-use crate::vm::{Capture, Crossing, FrameKind, Report, StackScanner, Vm};
+use crate::unwind::{self, Payload, Thrown};
+use crate::vm::{Capture, Crossing, FrameKind, Report, Site, StackScanner, UpcallError, UpcallRefused, Vm};
 use core::panic::Location;
 use core::ptr;
 
@@ -50,19 +50,33 @@ pub(crate) fn refuse_wait_in_own_pause(what: &str, site: &'static Location<'stat
     )
 }
 
-/// Becomes foreign, runs `f`, and comes back whether or not it panics. `given`: the anchor is not a captured one.
+/// How a foreign call crosses. Known to the compiler where the guard is used in one function: what a call did not ask for costs it nothing.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Manner {
+    /// The anchor was given, not captured.
+    pub(crate) given: bool,
+    /// The call has [`Terms`](crate::activation::Terms) of its own.
+    pub(crate) terms: bool,
+    /// What the hooks are told.
+    pub(crate) crossing: Crossing,
+}
+
+/// Becomes foreign, runs `f`, and comes back whether or not it panics.
 #[inline(always)]
 pub(crate) fn cross_out<V: StackScanner, R>(
     vm: &V,
     header: &Header,
     frame: &ForeignFrame,
-    given: bool,
+    manner: Manner,
     f: impl FnOnce() -> R,
 ) -> R {
-    leave_managed(vm, header, frame);
+    leave_managed(vm, header, frame, manner.crossing);
     let mut back = scopeguard::guard(true, |unwinding| {
-        come_back(vm, header, frame);
-        frame.forget_given::<V>(given);
+        if manner.terms {
+            frame.end_terms();
+        }
+        come_back(vm, header, frame, manner.crossing);
+        frame.forget_given::<V>(manner.given);
         if unwinding && frame.after.get() & after::PENDING != 0 {
             overtaken(vm, frame);
         }
@@ -73,29 +87,45 @@ pub(crate) fn cross_out<V: StackScanner, R>(
     result
 }
 
-/// The foreign call unwinds with a panic of its own: an upcall's panic that it carried ends here.
+/// Says what an upcall's error is.
+pub(crate) fn describe<V: Vm>(payload: &Payload) -> UpcallError<'_> {
+    if let Some(Thrown(exception)) = payload.downcast_ref::<Thrown<V::Exception>>() {
+        UpcallError::Exception { exception }
+    } else if let Some(refused) = payload.downcast_ref::<UpcallRefused>() {
+        UpcallError::Refused(*refused)
+    } else {
+        UpcallError::Panic { payload: &**payload }
+    }
+}
+
+/// The error of an upcall that `frame`'s call carried ends here: another one goes on.
 #[cold]
 #[inline(never)]
 pub(crate) fn overtaken<V: Vm>(vm: &V, frame: &ForeignFrame) {
     if let Some(payload) = frame.take_pending() {
-        vm.report(&Report::UpcallPanicSuperseded { payload: &*payload });
+        vm.report(&Report::UpcallErrorSuperseded { error: describe::<V>(&payload) });
     }
 }
 
 /// Becomes foreign for a call: the record is complete, and publishing it is the last store.
 #[inline(always)]
-pub(crate) fn leave_managed<V: StackScanner>(vm: &V, header: &Header, frame: &ForeignFrame) {
-    hook(|| vm.leaving_managed(Crossing::ForeignCall));
+pub(crate) fn leave_managed<V: StackScanner>(
+    vm: &V,
+    header: &Header,
+    frame: &ForeignFrame,
+    crossing: Crossing,
+) {
+    hook(|| vm.leaving_managed(crossing));
     header.word.publish(frame, V::FAULTS);
 }
 
 /// Becomes managed again after a foreign call whose record is `frame`.
 #[inline(always)]
-pub(crate) fn come_back<V: StackScanner>(vm: &V, header: &Header, frame: &ForeignFrame) {
+pub(crate) fn come_back<V: StackScanner>(vm: &V, header: &Header, frame: &ForeignFrame, crossing: Crossing) {
     if !header.word.is_published(frame) {
         repair_slow(vm, header, frame);
     }
-    hook(|| vm.entering_managed(Crossing::ForeignCall));
+    hook(|| vm.entering_managed(crossing));
     if !header.word.retract(frame, V::FAULTS) && !V::FAULTS.has(Faults::NO_WAIT_ON_RETURN) {
         wait_slow::<V>(header, frame);
     }
@@ -108,16 +138,8 @@ fn wait_slow<V: StackScanner>(header: &Header, frame: &ForeignFrame) {
         // Inside `run`, safe code stopped the world, kept the pause, and returned: the pause's closure form makes that impossible.
         unwind::abort(format_args!(
             "the foreign call at {} returned inside a pause that its own thread holds",
-            site_of(frame)
+            Site(frame.site.get())
         ));
-    }
-}
-
-/// The call site of a record, to print.
-pub(crate) fn site_of(frame: &ForeignFrame) -> &'static dyn core::fmt::Display {
-    match frame.site.get() {
-        Some(site) => site,
-        None => &"an unknown call site",
     }
 }
 
@@ -125,7 +147,10 @@ pub(crate) fn site_of(frame: &ForeignFrame) -> &'static dyn core::fmt::Display {
 /// returned.
 #[cold]
 #[inline(never)]
-fn repair_slow<V: StackScanner>(vm: &V, header: &Header, frame: &ForeignFrame) {
+pub(crate) fn repair_slow<V: StackScanner>(vm: &V, header: &Header, frame: &ForeignFrame) {
+    if V::FAULTS.has(Faults::NO_REPAIR) {
+        return header.word.publish(frame, V::FAULTS);
+    }
     if let Some(skipped) = header.word.published() {
         // A call in a skipped upcall was skipped too, and is published still: a stopper may be reading what is released below.
         let skipped = skipped.as_ptr();
@@ -133,8 +158,8 @@ fn repair_slow<V: StackScanner>(vm: &V, header: &Header, frame: &ForeignFrame) {
             && header.coordinator().wait_published(header, skipped, skipped, V::FAULTS).is_err()
         {
             unwind::abort(format_args!(
-                "the foreign call at {} returned inside a pause that its own thread holds",
-                site_of(frame)
+                "foreign code jumped out of a pause that its own thread holds, to the foreign call at {}",
+                Site(frame.site.get())
             ));
         }
     }
@@ -144,8 +169,12 @@ fn repair_slow<V: StackScanner>(vm: &V, header: &Header, frame: &ForeignFrame) {
     while !ptr::eq(record, frame) {
         skipped += 1;
         if record.after.get() != 0 {
+            hook(|| overtaken(vm, record));
             record.finish_slow();
         }
+        record.forget_terms();
+        record.kind.set(FrameKind::ForeignCall);
+        record.forget_given::<V>(true);
         header.roots.release_to(record.roots_base.get());
         // SAFETY: as above; `frame` is older, so the chain does not end before it.
         record = unsafe { &*record.older };
@@ -223,18 +252,54 @@ pub(crate) fn at_safepoint<V: StackScanner, R>(
         f()
     });
     if frame.after.get() & after::PENDING != 0 {
-        resume_pending(frame);
+        // SAFETY: as above.
+        resume_pending(unsafe { &(*header.world.cast::<Shared<V>>()).vm }, frame);
     }
     result
 }
 
-/// Goes on with the panic of an upcall, on the managed side (I7).
+/// Goes on with the error of an upcall, on the managed side (I7).
+///
+/// # Panics
+///
+/// With the error, if there is one; while the thread is unwinding already it is reported instead, since a panic that leaves a destructor ends the process.
 #[cold]
 #[inline(never)]
-pub(crate) fn resume_pending(frame: &ForeignFrame) {
-    if let Some(payload) = frame.take_pending() {
-        unwind::resume(payload);
+pub(crate) fn resume_pending<V: Vm>(vm: &V, frame: &ForeignFrame) {
+    if std::thread::panicking() {
+        return overtaken(vm, frame);
     }
+    let Some(payload) = frame.take_pending() else { return };
+    match payload.downcast::<UpcallRefused>() {
+        Ok(refused) => panic!("reentry: {refused}"),
+        Err(payload) => unwind::resume(payload),
+    }
+}
+
+/// Takes the exception that an upcall ended with.
+///
+/// # Errors
+///
+/// The exception.
+///
+/// # Panics
+///
+/// With an error that is none of the VM's exceptions.
+#[cold]
+#[inline(never)]
+pub(crate) fn pending_exception<V: Vm>(vm: &V, frame: &ForeignFrame) -> Result<(), V::Exception> {
+    let Some(payload) = frame.take_pending() else { return Ok(()) };
+    let payload = match payload.downcast::<Thrown<V::Exception>>() {
+        Ok(thrown) => return Err(thrown.0),
+        Err(payload) => payload,
+    };
+    if let Some(exception) = payload.downcast_ref().and_then(|refused| vm.exception_for(refused)) {
+        return Err(exception);
+    }
+    let put_back = frame.set_pending(payload);
+    debug_assert!(put_back.is_none(), "taken just now");
+    resume_pending(vm, frame);
+    Ok(())
 }
 
 /// Fills `frame` with the anchor of a crossing, then runs `f` once.

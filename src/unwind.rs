@@ -22,7 +22,18 @@ pub(crate) fn stop<R>(body: impl FnOnce() -> R) -> Result<R, Payload> {
     panic::catch_unwind(AssertUnwindSafe(body))
 }
 
+/// A VM exception on its way past managed frames that did not ask for it: the payload of the panic that [`ForeignCall::run`](crate::ForeignCall::run) resumes.
+///
+/// Whoever catches the panic can downcast its payload to `Thrown<V::Exception>`; [`ForeignCall::try_run`](crate::ForeignCall::try_run) does, and gives the exception as an
+/// error. No panic message is printed for it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Thrown<E>(pub E);
+
 /// Goes on with a panic that [`stop`] caught.
+///
+/// # Panics
+///
+/// Always, with `payload`.
 pub(crate) fn resume(payload: Payload) -> ! {
     panic::resume_unwind(payload)
 }

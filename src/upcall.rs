@@ -8,275 +8,34 @@
 //! | out | the upcall's own roots are released; the record set aside is published again: the last store (I2) | foreign |
 //!
 //! An upcall comes in two strengths. [`upcall_fn`] makes a plain C function pointer of a function item, with no data of its own. [`UpcallClosure`] makes a function
-//! and a user-data pointer of a closure, for C interfaces that pass such a pointer on.
+//! and a user-data pointer of a closure, for C interfaces that pass such a pointer on. Either takes a body that returns what C gets, or one that
+//! is [`Throwing`]; and either can say what becomes of its errors ([`Aborting`], [`FallbackOnly`]).
 
-use crate::activation::ForeignFrame;
-use crate::arch;
-use crate::faults::Faults;
-use crate::home::home;
-use crate::mutator::{Mutator, MutatorParts};
+mod crossing;
+
+use crate::mutator::Mutator;
 use crate::pause::Shared;
-use crate::record::Ownership;
-use crate::registry::AttachError;
-use crate::state::{Event, State};
-use crate::thread::{Innermost, Record, innermost, is_mine, only};
-use crate::transition::{come_in, go_back_out, hook, refuse_wait_in_own_pause, site_of, wait_to_come_in};
-use crate::unwind::{self, Payload};
-use crate::vm::{Capture, Crossing, FrameKind, Report, StackScanner};
-use core::any::type_name;
+use crate::thread::only;
+use crate::vm::{ErrorPolicy, StackScanner};
 use core::ffi::c_void;
 use core::fmt;
 use core::marker::PhantomData;
 use core::ptr::{self, NonNull};
+use crossing::{Conduct, Exceptions, cross_in, cross_in_somewhere, cross_in_world, throw};
 use std::sync::Arc;
 
-/// Runs `body` as an upcall on `record`'s mutator, and returns its result, or `fallback()` if it panicked.
-///
-/// The common way through makes one call, the body, and keeps two values across it; everything else leaves by a tail call, so that the common way
-/// saves few registers.
-#[inline(always)]
-fn cross_in<V: StackScanner, R>(
-    record: &Record<V>,
-    body: impl FnOnce(&mut Mutator<V>) -> R,
-    fallback: impl FnOnce() -> R,
-) -> R {
-    let header = &record.header;
-    let Some(saved) = header.word.published() else {
-        abort_managed::<V>(record);
-    };
-    // SAFETY: the word of an attached mutator holds a live record.
-    let saved = unsafe { saved.as_ref() };
-    // SAFETY: null, or a live record of this mutator.
-    let Some(frame) = (unsafe { saved.newer().as_ref() }) else {
-        saved.grow_slow();
-        return cross_in_again(record, body, fallback);
-    };
-    entering::<V>(record);
-    if !come_in::<V>(header, frame) {
-        return cross_in_waiting(record, saved, frame, body, fallback);
-    }
-    managed_part(record, frame, body, fallback)
-}
-
-/// [`cross_in`], now that there is a record for this depth.
-#[cold]
-#[inline(never)]
-fn cross_in_again<V: StackScanner, R>(
-    record: &Record<V>,
-    body: impl FnOnce(&mut Mutator<V>) -> R,
-    fallback: impl FnOnce() -> R,
-) -> R {
-    let header = &record.header;
-    // SAFETY: the word of an attached mutator holds a live record.
-    let saved = unsafe { &*header.word.record() };
-    // SAFETY: made just now.
-    let frame = unsafe { &*saved.newer() };
-    entering::<V>(record);
-    if !come_in::<V>(header, frame) {
-        return cross_in_waiting(record, saved, frame, body, fallback);
-    }
-    managed_part(record, frame, body, fallback)
-}
-
-/// [`cross_in`] while a pause is wanted: waits before the body runs.
-#[cold]
-#[inline(never)]
-fn cross_in_waiting<V: StackScanner, R>(
-    record: &Record<V>,
-    saved: &ForeignFrame,
-    frame: &ForeignFrame,
-    body: impl FnOnce(&mut Mutator<V>) -> R,
-    fallback: impl FnOnce() -> R,
-) -> R {
-    if wait_to_come_in::<V>(&record.header, saved, frame).is_err() {
-        refuse_held(vm_of::<V>(record), saved);
-        return fallback();
-    }
-    managed_part(record, frame, body, fallback)
-}
-
-/// Runs the hook, which must not detach the thread it runs for. (With no hook the compiler sees that nothing has changed.)
-#[inline(always)]
-fn entering<V: StackScanner>(record: &Record<V>) {
-    let vm = vm_of::<V>(record);
-    hook(|| vm.entering_managed(Crossing::Upcall));
-    if !is_mine(&record.header) {
-        unwind::abort(format_args!(
-            "a transition hook detached the thread it runs for; the hooks of `Vm` must not"
-        ));
-    }
-}
-
-#[inline(always)]
-fn vm_of<V: StackScanner>(record: &Record<V>) -> &V {
-    // SAFETY: `world` points to the `Shared<V>` whose record this is, which outlives it.
-    unsafe { &(*record.header.world.cast::<Shared<V>>()).vm }
-}
-
-/// The upcall from the moment it is managed to the moment it is foreign again.
-#[inline(always)]
-fn managed_part<V: StackScanner, R>(
-    record: &Record<V>,
-    frame: &ForeignFrame,
-    body: impl FnOnce(&mut Mutator<V>) -> R,
-    fallback: impl FnOnce() -> R,
-) -> R {
-    // Nothing unwinds from here on: the body is stopped, and a fallback that panics aborts (`extern "C"`).
-    let header = &record.header;
-    if V::CAPTURE != Capture::Nothing {
-        // SAFETY: the cell is valid for writes.
-        unsafe { arch::store_stack_pointer(frame.entry_sp.as_ptr()) };
-    }
-    frame.roots_base.set(header.roots.mark());
-    let outcome = unwind::stop(|| {
-        // SAFETY: attached and managed until `go_back_out`, and the handle ends with the body.
-        let mut parts = unsafe { MutatorParts::new(record, frame) };
-        let mutator = parts.lend_mut();
-        match V::CAPTURE {
-            // Native frames of the body must lie below `entry_sp`, so it must not be inlined into this frame.
-            Capture::Anchor | Capture::Registers => outlined(|| body(mutator)),
-            Capture::Nothing => body(mutator),
-        }
-    });
-    // SAFETY: the record of an upcall always has an older one, which lives as long.
-    let saved = unsafe { &*frame.older };
-    let base = frame.roots_base.get();
-    // Something is above only if a call was leaked. Comparing keeps the next call from waiting for this store.
-    if header.roots.mark() != base {
-        header.roots.release_to(base);
-    }
-    if V::FAULTS.has(Faults::ROOTS_DROPPED_BY_UPCALL) {
-        header.roots.release_to(saved.roots_base.get());
-    }
-    let result = match outcome {
-        Ok(result) => result,
-        Err(payload) => {
-            carry(vm_of::<V>(record), saved, payload);
-            fallback()
-        }
-    };
-    go_back_out(vm_of::<V>(record), header, saved);
-    result
-}
-
-#[inline(never)]
-fn outlined<R>(f: impl FnOnce() -> R) -> R {
-    f()
-}
-
-/// Keeps the panic of an upcall for the foreign call it ran in.
-#[cold]
-#[inline(never)]
-fn carry<V: StackScanner>(vm: &V, saved: &ForeignFrame, payload: Payload) {
-    if saved.kind.get() == FrameKind::ForeignThread {
-        vm.report(&Report::UpcallPanicUnclaimed { payload: &*payload });
-    } else if let Some(second) = saved.set_pending(payload) {
-        vm.report(&Report::UpcallPanicSuperseded { payload: &*second });
-    }
-}
-
-/// An upcall came in on a thread that holds a pause: the error goes to whoever runs the foreign call or the pause.
-#[cold]
-#[inline(never)]
-fn refuse_held<V: StackScanner>(vm: &V, saved: &crate::activation::ForeignFrame) {
-    let site = saved.site.get().unwrap_or(core::panic::Location::caller());
-    let Err(payload) = unwind::stop(|| refuse_wait_in_own_pause("an upcall from the foreign call", site));
-    carry(vm, saved, payload);
-}
-
-#[cold]
-#[inline(never)]
-fn abort_managed<V: StackScanner>(record: &Record<V>) -> ! {
-    let header = &record.header;
-    let reason = State::Managed.after(Event::Upcall).err().unwrap_or_default();
-    // SAFETY: the word of an attached mutator holds a live record; `older` is null or one: the foreign call the running activation was called from.
-    let caller = unsafe { (*header.word.record()).older.as_ref() };
-    match caller {
-        Some(caller) => unwind::abort(format_args!(
-            "mutator {} cannot receive an upcall: it is managed, in an upcall of the foreign call at {}; {reason}",
-            header.id.get(),
-            site_of(caller)
-        )),
-        None => unwind::abort(format_args!(
-            "mutator {} cannot receive an upcall: it is managed; {reason}",
-            header.id.get()
-        )),
-    }
-}
-
-/// An upcall without data on a thread with no mutator, with several, or with one of another type of VM.
-#[cold]
-#[inline(never)]
-fn cross_in_somewhere<V: StackScanner, R>(
-    body: impl FnOnce(&mut Mutator<V>) -> R,
-    fallback: impl FnOnce() -> R,
-) -> R {
-    match innermost::<V>() {
-        // SAFETY: this thread's attached record of a world of `V`.
-        Innermost::Of(record) => cross_in(unsafe { &*record }, body, fallback),
-        Innermost::Ambiguous => unwind::abort(format_args!(
-            "an upcall function of `{}` cannot tell which of two worlds it is for: both foreign calls were made in one stack frame; \
-             use an `UpcallClosure`, which knows its world",
-            type_name::<V>()
-        )),
-        Innermost::None => match home::<V>() {
-            Some(shared) => cross_in_attaching(&shared, body, fallback),
-            None => abort_homeless::<V>(),
-        },
-    }
-}
-
-/// An upcall into a world that is not the thread's only one, or not yet one of its worlds.
-#[cold]
-#[inline(never)]
-fn cross_in_world<V: StackScanner, R>(
-    shared: &Arc<Shared<V>>,
-    body: impl FnOnce(&mut Mutator<V>) -> R,
-    fallback: impl FnOnce() -> R,
-) -> R {
-    // SAFETY: null, or this thread's attached record of this world.
-    match unsafe { shared.current().as_ref() } {
-        Some(record) => cross_in(record, body, fallback),
-        None => cross_in_attaching(shared, body, fallback),
-    }
-}
-
-/// Attaches a thread that calls in for the first time, and goes on.
-#[cold]
-#[inline(never)]
-fn cross_in_attaching<V: StackScanner, R>(
-    shared: &Arc<Shared<V>>,
-    body: impl FnOnce(&mut Mutator<V>) -> R,
-    fallback: impl FnOnce() -> R,
-) -> R {
-    let attached = match unwind::stop(|| shared.attach(Ownership::Thread, 0)) {
-        Ok(attached) => attached,
-        Err(payload) => {
-            shared.vm.report(&Report::UpcallPanicUnclaimed { payload: &*payload });
-            return fallback();
-        }
-    };
-    let report = match attached {
-        Ok(record) => return cross_in(record, body, fallback),
-        Err(AttachError::Shutdown) => Report::UpcallAfterShutdown,
-        Err(AttachError::ThreadExiting) => Report::UpcallAtThreadExit,
-        Err(error @ (AttachError::PauseHeldHere | AttachError::AlreadyAttached)) => {
-            unwind::abort(format_args!("a foreign thread calls in: {error}"))
-        }
-    };
-    shared.vm.report(&report);
-    fallback()
-}
-
-/// A function item or a closure without captures that can be called from C. Implemented for functions of up to twelve arguments after the mutator.
+/// What C can call: a function or closure that takes a [`Mutator`] and up to twelve C arguments, and returns what C gets; or one of these wrapped in [`Throwing`], [`Aborting`] or
+/// [`FallbackOnly`].
 ///
 /// `Arguments` is the tuple of C argument types, `R` the result.
-pub trait UpcallBody<V: StackScanner, Arguments, R>: sealed::Sealed<V, Arguments, R> {
+pub trait UpcallBody<V: StackScanner, Arguments, R>: sealed::Body<V, Arguments, R> {
     /// The C function pointer type of a plain function.
     type Function;
-    /// The same with a user-data pointer before the arguments.
+    /// The same, through which exceptions of foreign code pass.
+    type UnwindFunction;
+    /// The same as `Function` with a user-data pointer before the arguments.
     type DataFirst;
-    /// The same with a user-data pointer after the arguments.
+    /// The same as `Function` with a user-data pointer after the arguments.
     type DataLast;
 
     /// # Safety
@@ -284,6 +43,11 @@ pub trait UpcallBody<V: StackScanner, Arguments, R>: sealed::Sealed<V, Arguments
     /// A value of this type, and one of `G`, exist for ever; whoever calls the function needs nothing else.
     #[doc(hidden)]
     unsafe fn function<G: Fn() -> R>() -> Self::Function;
+    /// # Safety
+    ///
+    /// As for `function`.
+    #[doc(hidden)]
+    unsafe fn unwind_function<G: Fn() -> R>() -> Self::UnwindFunction;
     /// # Safety
     ///
     /// For [`UpcallClosure`] alone: the data pointer must be that of a closure of this type.
@@ -297,8 +61,82 @@ pub trait UpcallBody<V: StackScanner, Arguments, R>: sealed::Sealed<V, Arguments
 }
 
 mod sealed {
-    pub trait Sealed<V, Arguments, R> {}
+    use crate::mutator::Mutator;
+    use crate::vm::{ErrorPolicy, StackScanner};
+
+    /// A body, whatever its form.
+    pub trait Body<V: StackScanner, Arguments, R> {
+        /// What becomes of its errors, if it says so itself.
+        const POLICY: Option<ErrorPolicy>;
+
+        /// Calls it. `policy` is for the exception it may throw, `fallback` what C gets then.
+        fn call(
+            &self,
+            mutator: &mut Mutator<V>,
+            arguments: Arguments,
+            policy: Option<ErrorPolicy>,
+            fallback: impl FnOnce() -> R,
+        ) -> R;
+    }
 }
+
+/// An upcall body that returns `Result<R, V::Exception>`: an error travels past C as a panic does, and [`ForeignCall::try_run`](crate::ForeignCall::try_run) gives it back.
+///
+/// # Examples
+///
+/// ```
+/// use core::ffi::c_int;
+/// use reentry::testkit::{TestVm, Trap};
+/// use reentry::{Mutator, Throwing, World, upcall_fn_or};
+///
+/// fn half(_: &mut Mutator<TestVm>, x: c_int) -> Result<c_int, Trap> {
+///     if x % 2 == 0 { Ok(x / 2) } else { Err(Trap::NoSuchNative(x as u16)) }
+/// }
+/// let half: extern "C" fn(c_int) -> c_int = upcall_fn_or(Throwing(half), || -1);
+///
+/// let world = World::new(TestVm::new());
+/// let mut mutator = world.attach()?;
+/// // A Rust closure stands for the C code here: it sees the fallback value.
+/// let outcome = mutator.foreign_call().try_run(|| assert_eq!(half(7), -1));
+/// assert_eq!(outcome, Err(Trap::NoSuchNative(7)));
+/// assert_eq!(mutator.foreign_call().try_run(|| half(8)), Ok(4));
+/// # Ok::<(), reentry::AttachError>(())
+/// ```
+#[derive(Clone, Copy, Debug)]
+pub struct Throwing<F>(pub F);
+
+/// An upcall body whose errors end the process with a message, whatever the foreign call's [policy](ErrorPolicy::Abort).
+#[derive(Clone, Copy, Debug)]
+pub struct Aborting<F>(pub F);
+
+/// An upcall body whose errors are reported and end there, whatever the foreign call's [policy](ErrorPolicy::Fallback).
+#[derive(Clone, Copy, Debug)]
+pub struct FallbackOnly<F>(pub F);
+
+macro_rules! policy_body {
+    ($Wrapper:ident, $policy:ident) => {
+        impl<V, F, Arguments, R> sealed::Body<V, Arguments, R> for $Wrapper<F>
+        where
+            V: StackScanner,
+            F: sealed::Body<V, Arguments, R>,
+        {
+            const POLICY: Option<ErrorPolicy> = Some(ErrorPolicy::$policy);
+
+            #[inline(always)]
+            fn call(
+                &self,
+                mutator: &mut Mutator<V>,
+                arguments: Arguments,
+                policy: Option<ErrorPolicy>,
+                fallback: impl FnOnce() -> R,
+            ) -> R {
+                self.0.call(mutator, arguments, policy, fallback)
+            }
+        }
+    };
+}
+policy_body!(Aborting, Abort);
+policy_body!(FallbackOnly, Fallback);
 
 /// Conjures a value of a zero-sized type of which one exists.
 ///
@@ -320,19 +158,57 @@ unsafe fn conjure<'f, F>() -> &'f F {
 
 macro_rules! upcall_body {
     ($($argument:ident: $Argument:ident),*) => {
-        impl<V, Body, R, $($Argument),*> sealed::Sealed<V, ($($Argument,)*), R> for Body
+        impl<V, Body, R, $($Argument),*> sealed::Body<V, ($($Argument,)*), R> for Body
         where
             V: StackScanner,
             Body: for<'u> Fn(&'u mut Mutator<V>, $($Argument),*) -> R,
         {
+            const POLICY: Option<ErrorPolicy> = None;
+
+            #[inline(always)]
+            fn call(
+                &self,
+                mutator: &mut Mutator<V>,
+                ($($argument,)*): ($($Argument,)*),
+                _: Option<ErrorPolicy>,
+                _: impl FnOnce() -> R,
+            ) -> R {
+                self(mutator, $($argument),*)
+            }
+        }
+
+        impl<V, Body, R, $($Argument),*> sealed::Body<V, ($($Argument,)*), R> for Throwing<Body>
+        where
+            V: StackScanner,
+            Body: for<'u> Fn(&'u mut Mutator<V>, $($Argument),*) -> Result<R, V::Exception>,
+        {
+            const POLICY: Option<ErrorPolicy> = None;
+
+            #[inline(always)]
+            fn call(
+                &self,
+                mutator: &mut Mutator<V>,
+                ($($argument,)*): ($($Argument,)*),
+                policy: Option<ErrorPolicy>,
+                fallback: impl FnOnce() -> R,
+            ) -> R {
+                match (self.0)(mutator, $($argument),*) {
+                    Ok(result) => result,
+                    Err(exception) => {
+                        throw(mutator, policy, exception);
+                        fallback()
+                    }
+                }
+            }
         }
 
         impl<V, Body, R, $($Argument),*> UpcallBody<V, ($($Argument,)*), R> for Body
         where
             V: StackScanner,
-            Body: for<'u> Fn(&'u mut Mutator<V>, $($Argument),*) -> R,
+            Body: sealed::Body<V, ($($Argument,)*), R>,
         {
             type Function = extern "C" fn($($Argument),*) -> R;
+            type UnwindFunction = extern "C-unwind" fn($($Argument),*) -> R;
             type DataFirst = unsafe extern "C" fn(*mut c_void, $($Argument),*) -> R;
             type DataLast = unsafe extern "C" fn($($Argument,)* *mut c_void) -> R;
 
@@ -340,17 +216,29 @@ macro_rules! upcall_body {
                 extern "C" fn enter<V, Body, Fallback, R, $($Argument),*>($($argument: $Argument),*) -> R
                 where
                     V: StackScanner,
-                    Body: for<'u> Fn(&'u mut Mutator<V>, $($Argument),*) -> R,
+                    Body: sealed::Body<V, ($($Argument,)*), R>,
                     Fallback: Fn() -> R,
                 {
+                    let conduct = Conduct { policy: Body::POLICY, exceptions: Exceptions::Stop };
                     // SAFETY: values of both exist for ever, as the caller of `function` has promised.
-                    let (body, fallback) = unsafe { (conjure::<Body>(), conjure::<Fallback>()) };
-                    let body = |mutator: &mut Mutator<V>| body(mutator, $($argument),*);
-                    // SAFETY: null, or this thread's attached record of a world of `V`.
-                    match unsafe { only::<V>().as_ref() } {
-                        Some(record) => cross_in(record, body, fallback),
-                        None => cross_in_somewhere(body, fallback),
-                    }
+                    unsafe { enter_conjured::<V, Body, Fallback, _, R>(($($argument,)*), conduct) }
+                }
+                enter::<V, Body, Fallback, R, $($Argument),*>
+            }
+
+            unsafe fn unwind_function<Fallback: Fn() -> R>() -> Self::UnwindFunction {
+                /// # Panics
+                ///
+                /// Never: an exception of foreign code passes, a panic ends the process.
+                extern "C-unwind" fn enter<V, Body, Fallback, R, $($Argument),*>($($argument: $Argument),*) -> R
+                where
+                    V: StackScanner,
+                    Body: sealed::Body<V, ($($Argument,)*), R>,
+                    Fallback: Fn() -> R,
+                {
+                    let conduct = Conduct { policy: Body::POLICY, exceptions: Exceptions::Pass };
+                    // SAFETY: values of both exist for ever, as the caller of `unwind_function` has promised.
+                    unsafe { enter_conjured::<V, Body, Fallback, _, R>(($($argument,)*), conduct) }
                 }
                 enter::<V, Body, Fallback, R, $($Argument),*>
             }
@@ -362,11 +250,11 @@ macro_rules! upcall_body {
                 unsafe extern "C" fn enter<V, Body, R, $($Argument),*>(data: *mut c_void, $($argument: $Argument),*) -> R
                 where
                     V: StackScanner,
-                    Body: for<'u> Fn(&'u mut Mutator<V>, $($Argument),*) -> R,
+                    Body: sealed::Body<V, ($($Argument,)*), R>,
                 {
                     // SAFETY: promised by the caller.
                     let data = unsafe { &*data.cast::<ClosureData<V, Body, R>>() };
-                    data.enter(|body, mutator| body(mutator, $($argument),*))
+                    data.enter(($($argument,)*))
                 }
                 enter::<V, Body, R, $($Argument),*>
             }
@@ -378,11 +266,11 @@ macro_rules! upcall_body {
                 unsafe extern "C" fn enter<V, Body, R, $($Argument),*>($($argument: $Argument,)* data: *mut c_void) -> R
                 where
                     V: StackScanner,
-                    Body: for<'u> Fn(&'u mut Mutator<V>, $($Argument),*) -> R,
+                    Body: sealed::Body<V, ($($Argument,)*), R>,
                 {
                     // SAFETY: promised by the caller.
                     let data = unsafe { &*data.cast::<ClosureData<V, Body, R>>() };
-                    data.enter(|body, mutator| body(mutator, $($argument),*))
+                    data.enter(($($argument,)*))
                 }
                 enter::<V, Body, R, $($Argument),*>
             }
@@ -391,14 +279,26 @@ macro_rules! upcall_body {
 }
 crate::arity::for_each_arity!(upcall_body);
 
-#[cold]
-#[inline(never)]
-fn abort_homeless<V>() -> ! {
-    unwind::abort(format_args!(
-        "a thread that no world knows called an upcall function of `{}`; call `World::adopt_foreign_threads` first, \
-         or use an `UpcallClosure`, which knows its world",
-        type_name::<V>()
-    ))
+/// The way in of an upcall without data, inlined into the function C calls.
+///
+/// # Safety
+///
+/// A value of `Body` and one of `Fallback` have been given to the crate and exist for ever.
+#[inline(always)]
+unsafe fn enter_conjured<V, Body, Fallback, Arguments, R>(arguments: Arguments, conduct: Conduct) -> R
+where
+    V: StackScanner,
+    Body: sealed::Body<V, Arguments, R>,
+    Fallback: Fn() -> R,
+{
+    // SAFETY: promised by the caller.
+    let (body, fallback) = unsafe { (conjure::<Body>(), conjure::<Fallback>()) };
+    let body = |mutator: &mut Mutator<V>| body.call(mutator, arguments, conduct.policy, fallback);
+    // SAFETY: null, or this thread's attached record of a world of `V`.
+    match unsafe { only::<V>().as_ref() } {
+        Some(record) => cross_in(record, conduct, body, fallback),
+        None => cross_in_somewhere(conduct, body, fallback),
+    }
 }
 
 /// Makes a plain C function pointer of a function item (or of a closure that captures nothing).
@@ -408,7 +308,8 @@ fn abort_homeless<V>() -> ! {
 /// when it exits. With several worlds of one type on a thread, it is the one whose foreign call is the innermost, told by the stack pointer; an
 /// [`UpcallClosure`] knows its world.
 ///
-/// If the function panics, C gets `R::default()` and the panic resumes when the foreign call returns.
+/// If the function panics, C gets `R::default()` and the panic resumes when the foreign call returns; see [`ErrorPolicy`](crate::ErrorPolicy) for other choices. It does the same if little of the
+/// native stack is left ([`UpcallRefused::StackExhausted`](crate::UpcallRefused::StackExhausted)).
 ///
 /// # Aborts
 ///
@@ -455,6 +356,33 @@ where
     unsafe { F::function::<G>() }
 }
 
+/// Makes a C function pointer through which exceptions of foreign code pass: for C++ that calls back and throws.
+///
+/// Where C++ calls an [`upcall_fn`], that upcall makes a foreign call, and C++ throws an exception there, the exception ends the process when it reaches the upcall, since Rust
+/// cannot catch it. Through this function it passes: the destructors of the managed frames run, what the upcall held is released, the foreign call below is
+/// foreign again, and the C++ frames above can catch it. It is reported as [`Report::ActivationsSkipped`](crate::Report::ActivationsSkipped).
+///
+/// A panic must not go that way (I7), and there is no means to stop the one and not the other: a panic that leaves the body ends the process with a message. Return errors: a [`Throwing`] body
+/// carries them as in every upcall, and C++ gets `fallback()`.
+///
+/// What is defined and what is not: foreign functions that throw are declared `extern "C-unwind"`; an exception that leaves a function declared `extern "C"` is undefined
+/// behaviour. `longjmp` over Rust frames is defined only for frames without destructors, which those of an upcall are not; this crate is written
+/// so that none of its own frames holds what could not be skipped, and the next crossing repairs the records.
+///
+/// # Aborts
+///
+/// As [`upcall_fn`], and if the body panics.
+pub fn upcall_fn_unwind<V, Arguments, R, F, G>(function: F, fallback: G) -> F::UnwindFunction
+where
+    V: StackScanner,
+    F: UpcallBody<V, Arguments, R> + Copy + Send + Sync + 'static,
+    G: Fn() -> R + Copy + Send + Sync + 'static,
+{
+    let _ = (function, fallback);
+    // SAFETY: both have been given, and are `Copy` and `'static`.
+    unsafe { F::unwind_function::<G>() }
+}
+
 /// What the user-data pointer of an [`UpcallClosure`] points to.
 struct ClosureData<V: StackScanner, F, R> {
     shared: Arc<Shared<V>>,
@@ -464,16 +392,20 @@ struct ClosureData<V: StackScanner, F, R> {
 
 impl<V: StackScanner, F, R> ClosureData<V, F, R> {
     #[inline(always)]
-    fn enter(&self, call: impl FnOnce(&F, &mut Mutator<V>) -> R) -> R {
-        let body = |mutator: &mut Mutator<V>| call(&self.body, mutator);
+    fn enter<Arguments>(&self, arguments: Arguments) -> R
+    where
+        F: sealed::Body<V, Arguments, R>,
+    {
         let fallback = || {
             // SAFETY: `R: Copy`, as `UpcallClosure::with_fallback` asks.
             unsafe { ptr::from_ref(&self.fallback).read() }
         };
+        let body = |mutator: &mut Mutator<V>| self.body.call(mutator, arguments, F::POLICY, fallback);
+        let conduct = Conduct { policy: F::POLICY, exceptions: Exceptions::Stop };
         // SAFETY: null, or this thread's attached record of this world.
         match unsafe { self.shared.only().as_ref() } {
-            Some(record) => cross_in(record, body, fallback),
-            None => cross_in_world(&self.shared, body, fallback),
+            Some(record) => cross_in(record, conduct, body, fallback),
+            None => cross_in_world(&self.shared, conduct, body, fallback),
         }
     }
 }

@@ -33,6 +33,12 @@ pub trait Vm: Sized + Send + Sync + 'static {
     /// stopper's through [`StoppedMutator::local`](crate::StoppedMutator::local); never by both at once, hence `Send` and not `Sync`.
     type Local: Send + 'static;
 
+    /// The VM's own exception: what an upcall that is [`Throwing`](crate::Throwing) ends with, and what [`ForeignCall::try_run`](crate::ForeignCall::try_run) gives on
+    /// the other side of the foreign code. `core::convert::Infallible` for a VM without.
+    ///
+    /// While it is carried, collections happen: a heap object in it is held by a global handle, not by a bare reference.
+    type Exception: fmt::Debug + Send + 'static;
+
     /// How much of the machine a crossing records when the VM gives no anchor of its own. See [`Capture`].
     const CAPTURE: Capture = Capture::Anchor;
 
@@ -72,6 +78,14 @@ pub trait Vm: Sized + Send + Sync + 'static {
     #[inline(always)]
     fn entering_managed(&self, crossing: Crossing) {
         let _ = crossing;
+    }
+
+    /// Makes an exception of a refused upcall, for [`ForeignCall::try_run`](crate::ForeignCall::try_run): a VM turns [`UpcallRefused::StackExhausted`] into its stack overflow.
+    ///
+    /// Called on the mutator's thread, managed, when the foreign call has returned. Must not poll. The default, `None`, lets the call panic with the refusal's text.
+    fn exception_for(&self, refused: &UpcallRefused) -> Option<Self::Exception> {
+        let _ = refused;
+        None
     }
 
     /// Receives what happened that no caller can be told of. The default writes it to standard error.
@@ -288,9 +302,12 @@ pub enum Capture {
 
 /// Which crossing a hook is called for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
+#[non_exhaustive]
 pub enum Crossing {
     /// A foreign call begins or ends.
     ForeignCall,
+    /// A foreign call that was declared [blocking](crate::ForeignCall::blocking) begins or ends.
+    BlockingCall,
     /// An upcall begins or ends.
     Upcall,
 }
@@ -343,19 +360,123 @@ pub enum ArgumentError {
     },
 }
 
+/// What becomes of an upcall's error: a panic, a VM exception, a refusal.
+///
+/// Chosen for all upcalls of a foreign call with [`ForeignCall::on_error`](crate::ForeignCall::on_error), and for one upcall function with [`Aborting`](crate::Aborting) or
+/// [`FallbackOnly`](crate::FallbackOnly), which win over the call's choice. In every case C gets the upcall's fallback value (or nothing, if the process ends), and no
+/// foreign frame is unwound (I7).
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash, Default)]
+#[non_exhaustive]
+pub enum ErrorPolicy {
+    /// The error waits until C has returned, and goes on in the managed caller. A second one meanwhile is reported and ends.
+    #[default]
+    Carry,
+    /// The process ends with a message: for C that cannot bear a fallback value.
+    Abort,
+    /// The error is reported and ends; C's fallback value is all there is to tell of it.
+    Fallback,
+}
+
+/// An error of an upcall, on its way to a report or a message.
+#[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
+pub enum UpcallError<'r> {
+    /// A Rust panic.
+    Panic {
+        /// The panic's payload.
+        payload: &'r (dyn Any + Send),
+    },
+    /// The VM's own exception, a [`Vm::Exception`].
+    Exception {
+        /// The exception.
+        exception: &'r dyn fmt::Debug,
+    },
+    /// The upcall did not begin.
+    Refused(UpcallRefused),
+}
+
+impl fmt::Display for UpcallError<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Panic { payload } => {
+                let text = payload.downcast_ref::<&'static str>().copied();
+                let text = text.or_else(|| payload.downcast_ref::<String>().map(String::as_str));
+                write!(f, "panicked: {}", text.unwrap_or("a payload that is not text"))
+            }
+            Self::Exception { exception } => write!(f, "threw {exception:?}"),
+            Self::Refused(refused) => write!(f, "was refused: {refused}"),
+        }
+    }
+}
+
+/// Why an upcall did not begin. C got the fallback value.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum UpcallRefused {
+    /// Too little native stack is left to run managed code.
+    #[error(
+        "an upcall of the foreign call at {} found {left} bytes of stack left, fewer than the {reserve} in reserve; the recursion through foreign code is too deep",
+        Site(*call_site)
+    )]
+    StackExhausted {
+        /// The bytes left.
+        left: usize,
+        /// The bytes that an upcall must find: see [`WorldBuilder::stack_reserve`](crate::WorldBuilder::stack_reserve).
+        reserve: usize,
+        /// The foreign call.
+        call_site: Option<&'static Location<'static>>,
+    },
+    /// The foreign call was declared to [make no upcall](crate::ForeignCall::without_upcalls).
+    #[error("the foreign call at {} was declared to make no upcall, and made one; take the declaration away", Site(*call_site))]
+    Forbidden {
+        /// The foreign call.
+        call_site: Option<&'static Location<'static>>,
+    },
+    /// The thread holds a pause of the world.
+    #[error(
+        "an upcall from the foreign call at {} would wait for a pause that this thread holds itself; end the pause first",
+        Site(*call_site)
+    )]
+    PauseHeldHere {
+        /// The foreign call or pause.
+        call_site: Option<&'static Location<'static>>,
+    },
+}
+
+/// A call site, to print.
+#[derive(Clone, Copy)]
+pub(crate) struct Site(pub(crate) Option<&'static Location<'static>>);
+
+impl fmt::Display for Site {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Some(site) => site.fmt(f),
+            None => f.write_str("an unknown call site"),
+        }
+    }
+}
+
 /// Something that happened where no caller can be told of it.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Report<'r> {
-    /// An upcall panicked on a foreign thread that has no managed caller. C got the fallback value; the panic ends here.
-    UpcallPanicUnclaimed {
-        /// The panic's payload.
-        payload: &'r (dyn Any + Send),
+    /// An upcall failed on a foreign thread that has no managed caller. C got the fallback value; the error ends here.
+    UpcallErrorUnclaimed {
+        /// What happened.
+        error: UpcallError<'r>,
     },
-    /// A second upcall of one foreign call panicked. The first panic is carried; this one ends here.
-    UpcallPanicSuperseded {
-        /// The panic's payload.
-        payload: &'r (dyn Any + Send),
+    /// An upcall's error was overtaken: a second upcall of one foreign call failed, or the foreign call was unwound by a panic of its own, or the thread was unwinding
+    /// already, or foreign code skipped the call that carried it. This one ends here.
+    UpcallErrorSuperseded {
+        /// What happened.
+        error: UpcallError<'r>,
+    },
+    /// An upcall failed, and the [policy](ErrorPolicy::Fallback) says that C's fallback value is all there is.
+    UpcallErrorIgnored {
+        /// What happened.
+        error: UpcallError<'r>,
+        /// The foreign call.
+        call_site: Option<&'static Location<'static>>,
     },
     /// A foreign thread called in after the world was shut down. C got the fallback value.
     UpcallAfterShutdown,
@@ -365,32 +486,25 @@ pub enum Report<'r> {
     ActivationsSkipped {
         /// How many activations were skipped.
         skipped: usize,
-        /// The foreign call that found out.
+        /// The foreign call whose foreign code skipped them.
         call_site: Option<&'static Location<'static>>,
     },
 }
 
 impl fmt::Display for Report<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fn text(payload: &(dyn Any + Send)) -> &str {
-            if let Some(text) = payload.downcast_ref::<&'static str>() {
-                text
-            } else if let Some(text) = payload.downcast_ref::<String>() {
-                text
-            } else {
-                "a payload that is not text"
-            }
-        }
         match self {
-            Self::UpcallPanicUnclaimed { payload } => write!(
+            Self::UpcallErrorUnclaimed { error } => write!(
                 f,
-                "an upcall on a foreign thread panicked, and no managed caller is there to take it: {}; C got the fallback value",
-                text(*payload)
+                "an upcall on a foreign thread {error}; no managed caller is there to take it; C got the fallback value"
             ),
-            Self::UpcallPanicSuperseded { payload } => write!(
+            Self::UpcallErrorSuperseded { error } => {
+                write!(f, "an upcall {error}; another error of the same thread is the one that goes on")
+            }
+            Self::UpcallErrorIgnored { error, call_site } => write!(
                 f,
-                "a second upcall of the same foreign call panicked: {}; the first panic is the one that resumes",
-                text(*payload)
+                "an upcall of the foreign call at {} {error}; C got the fallback value, as its error policy says",
+                Site(*call_site)
             ),
             Self::UpcallAfterShutdown => {
                 f.write_str("a foreign thread called in after shutdown; C got the fallback value")
@@ -398,15 +512,11 @@ impl fmt::Display for Report<'_> {
             Self::UpcallAtThreadExit => {
                 f.write_str("a foreign thread called in while it was exiting; C got the fallback value")
             }
-            Self::ActivationsSkipped { skipped, call_site } => {
-                write!(f, "foreign code skipped the frames of {skipped} upcall(s)")?;
-                match call_site {
-                    Some(site) => {
-                        write!(f, " of the foreign call at {site}; what they held has been released")
-                    }
-                    None => f.write_str("; what they held has been released"),
-                }
-            }
+            Self::ActivationsSkipped { skipped, call_site } => write!(
+                f,
+                "foreign code skipped the frames of {skipped} upcall(s) of the foreign call at {}; what they held has been released",
+                Site(*call_site)
+            ),
         }
     }
 }

@@ -33,7 +33,7 @@ impl<V: StackScanner> World<V> {
     /// Starts building a world with choices of its own.
     #[must_use]
     pub fn builder() -> WorldBuilder {
-        WorldBuilder { fence: FenceStrategy::probe() }
+        WorldBuilder { fence: FenceStrategy::probe(), stack_reserve: STACK_RESERVE }
     }
 
     /// A handle that does not keep the world alive.
@@ -73,7 +73,7 @@ impl<V: StackScanner> World<V> {
     /// If the thread is attached already, holds a pause of this world, or is exiting; or if the world has been shut down.
     pub fn attach(&self) -> Result<Attachment<V>, AttachError> {
         // SAFETY: the system's own word for it, or 0: an empty stack.
-        unsafe { self.attach_at(arch::stack_base().unwrap_or(0)) }
+        unsafe { self.attach_at(arch::stack_bounds().map_or(0, |stack| stack.end)) }
     }
 
     /// [`attach`](Self::attach), with the machine address below which this thread's managed frames will lie.
@@ -198,7 +198,11 @@ impl<V: StackScanner> fmt::Debug for World<V> {
 #[derive(Clone, Copy, Debug)]
 pub struct WorldBuilder {
     fence: FenceStrategy,
+    stack_reserve: usize,
 }
+
+/// Enough for an upcall that panics: printing a message with a backtrace takes the most of it.
+const STACK_RESERVE: usize = 64 * 1024;
 
 impl WorldBuilder {
     /// Chooses the fence strategy; [`FenceStrategy::probe`] otherwise.
@@ -217,6 +221,17 @@ impl WorldBuilder {
         self
     }
 
+    /// Chooses how many bytes of its thread's stack an upcall must find, 64 KiB otherwise: with fewer it is refused, as
+    /// [`UpcallRefused::StackExhausted`](crate::UpcallRefused::StackExhausted) says, instead of running into the guard page.
+    ///
+    /// The reserve is what is left for managed code that then runs, and for the C functions it calls. At most a quarter of a stack is reserved. It takes effect for threads that
+    /// attach to the world, where the system tells the bounds of their stack (Linux); an upcall on another stack, a fiber's, is not checked.
+    #[must_use]
+    pub fn stack_reserve(mut self, bytes: usize) -> Self {
+        self.stack_reserve = bytes;
+        self
+    }
+
     /// Makes the world.
     #[must_use]
     pub fn build<V: StackScanner>(self, vm: V) -> World<V> {
@@ -225,6 +240,7 @@ impl WorldBuilder {
                 coordinator: Coordinator::new(self.fence),
                 vm,
                 pins: Arc::new(PinTable::new()),
+                stack_reserve: self.stack_reserve,
             }),
         }
     }

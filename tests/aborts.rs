@@ -45,6 +45,7 @@ thread_local! { static HOOK_PANICS: Cell<Option<Crossing>> = const { Cell::new(N
 impl Vm for Small {
     type Ref = usize;
     type Local = ();
+    type Exception = core::convert::Infallible;
     const CAPTURE: Capture = Capture::Nothing;
 
     fn attach(&self) {}
@@ -249,6 +250,7 @@ fn a_hook_that_detaches_the_thread_it_runs_for_aborts() {
     impl Vm for Hooked {
         type Ref = usize;
         type Local = ();
+        type Exception = core::convert::Infallible;
         const CAPTURE: Capture = Capture::Nothing;
         fn attach(&self) {}
         fn entering_managed(&self, crossing: Crossing) {

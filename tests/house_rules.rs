@@ -15,6 +15,7 @@ const FLOORS: &[&[&str]] = &[
     &["state"],
     // The machine.
     &["arch"],
+    &["control"],
     &["root_stack"],
     &["activation"],
     &["record"],

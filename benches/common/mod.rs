@@ -16,6 +16,7 @@ pub(crate) struct BenchVm;
 impl Vm for BenchVm {
     type Ref = Word;
     type Local = ();
+    type Exception = core::convert::Infallible;
 
     fn attach(&self) {}
 }

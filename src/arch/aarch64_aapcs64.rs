@@ -21,17 +21,6 @@ pub(crate) fn stack_pointer() -> usize {
     sp
 }
 
-/// Writes the stack pointer.
-///
-/// # Safety
-///
-/// `to` is valid for a write of a word.
-#[inline(always)]
-pub(crate) unsafe fn store_stack_pointer(to: *mut usize) {
-    // SAFETY: valid for writes by contract.
-    unsafe { to.write(stack_pointer()) };
-}
-
 /// Writes pc, sp and x29 of the function this is inlined into.
 ///
 /// # Safety
@@ -84,4 +73,28 @@ pub(crate) unsafe extern "C-unwind" fn call_with_registers(
         "mov x0, x3",
         "br x16",
     )
+}
+
+/// FPCR.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct FloatControl(u64);
+
+impl FloatControl {
+    /// Reads it.
+    #[inline]
+    pub(crate) fn read() -> Self {
+        let fpcr: u64;
+        // SAFETY: reads a system register that user code may read; touches neither memory nor flags.
+        unsafe { asm!("mrs {}, fpcr", out(reg) fpcr, options(nomem, nostack, preserves_flags)) };
+        Self(fpcr)
+    }
+
+    /// Puts it back where it differs: writing it waits for the arithmetic under way.
+    #[inline]
+    pub(crate) fn restore(self) {
+        if Self::read() != self {
+            // SAFETY: writes a value that was read from the register.
+            unsafe { asm!("msr fpcr, {}", in(reg) self.0, options(nomem, nostack, preserves_flags)) };
+        }
+    }
 }

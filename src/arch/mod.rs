@@ -1,6 +1,6 @@
 //! The machine: reading the registers that make an anchor, and spilling those a foreign callee could hide.
 //!
-//! Every backend exports the same four items, and this file is the one place that chooses among them:
+//! Every backend exports the same six items, and this file is the one place that chooses among them:
 //!
 //! | item | contract |
 //! |---|---|
@@ -8,10 +8,14 @@
 //! | `stack_pointer()` | an address in, or below, the calling frame |
 //! | `store_anchor(to, site)` | writes pc, sp and fp of the calling frame |
 //! | `call_with_registers(registers, anchor, f, data)` | writes the callee-saved registers and the caller's anchor, then calls `f(data)` |
+//! | `FloatControl::read()` | the control registers of floating-point arithmetic: rounding, exceptions that trap, denormals |
+//! | `FloatControl::restore(self)` | puts them back; what was computed meanwhile keeps its status flags |
 //!
-//! `stack_base()`, which asks the system and not the machine, is here.
+//! `stack_bounds()`, which asks the system and not the machine, and `caller_sp()`, which asks the unwinder, are here.
 //!
 //! Assembly stands in this directory only.
+
+use core::ops::Range;
 
 #[cfg(all(target_arch = "x86_64", unix, not(loom), not(miri)))]
 mod x86_64_sysv;
@@ -28,26 +32,27 @@ mod portable;
 #[cfg(not(all(any(target_arch = "x86_64", target_arch = "aarch64"), unix, not(loom), not(miri))))]
 pub(crate) use portable::*;
 
-/// Returns the highest address of the calling thread's stack, where the system tells it.
-pub(crate) fn stack_base() -> Option<usize> {
+/// Returns the calling thread's stack, where the system tells it: from the lowest address that can be used to the base.
+pub(crate) fn stack_bounds() -> Option<Range<usize>> {
     #[cfg(all(target_os = "linux", not(loom), not(miri)))]
     {
         use crate::sync::{Cell, thread_local_const};
-        thread_local_const! { static BASE: Cell<usize> = Cell::new(0); }
+        thread_local_const! { static BOUNDS: Cell<(usize, usize)> = Cell::new((0, 0)); }
         // Reading it parses /proc/self/maps on a main thread, so once for each thread.
-        if let Some(base) = core::num::NonZero::new(BASE.get()) {
-            return Some(base.get());
+        let (lowest, base) = BOUNDS.get();
+        if base != 0 {
+            return Some(lowest..base);
         }
-        let base = linux_stack_base()?;
-        BASE.set(base);
-        Some(base)
+        let bounds = linux_stack_bounds()?;
+        BOUNDS.set((bounds.start, bounds.end));
+        Some(bounds)
     }
     #[cfg(not(all(target_os = "linux", not(loom), not(miri))))]
     None
 }
 
 #[cfg(all(target_os = "linux", not(loom), not(miri)))]
-fn linux_stack_base() -> Option<usize> {
+fn linux_stack_bounds() -> Option<Range<usize>> {
     let mut attributes = core::mem::MaybeUninit::<libc::pthread_attr_t>::uninit();
     // SAFETY: `attributes` is valid for writes; the thread is the calling one.
     if unsafe { libc::pthread_getattr_np(libc::pthread_self(), attributes.as_mut_ptr()) } != 0 {
@@ -59,5 +64,47 @@ fn linux_stack_base() -> Option<usize> {
         unsafe { libc::pthread_attr_getstack(attributes.as_ptr(), &raw mut lowest, &raw mut size) } == 0;
     // SAFETY: as above, and not used afterwards.
     unsafe { libc::pthread_attr_destroy(attributes.as_mut_ptr()) };
-    found.then(|| lowest.addr() + size)
+    found.then(|| lowest.addr()..lowest.addr() + size)
+}
+
+/// Returns the stack pointer that the caller of the function whose own is `sp` had at the call, as the unwind tables tell it. Slow.
+///
+/// Two functions that were called from one frame have different stack pointers, since their frames differ in size; this one they share.
+pub(crate) fn caller_sp(sp: usize) -> Option<usize> {
+    #[cfg(all(target_os = "linux", not(loom), not(miri)))]
+    {
+        use core::ffi::{c_int, c_void};
+        struct Search {
+            above: usize,
+            found: Option<usize>,
+        }
+        // The language-independent half of the Itanium C++ ABI, which the standard library links for its own panics.
+        unsafe extern "C" {
+            fn _Unwind_Backtrace(
+                step: extern "C" fn(*mut c_void, *mut c_void) -> c_int,
+                data: *mut c_void,
+            ) -> c_int;
+            fn _Unwind_GetCFA(frame: *mut c_void) -> usize;
+        }
+        const GO_ON: c_int = 0;
+        const STOP: c_int = 4;
+        extern "C" fn step(frame: *mut c_void, data: *mut c_void) -> c_int {
+            // SAFETY: `data` is the search below, and `frame` what the unwinder has just given.
+            let (search, sp) = unsafe { (&mut *data.cast::<Search>(), _Unwind_GetCFA(frame)) };
+            if sp <= search.above {
+                return GO_ON;
+            }
+            search.found = Some(sp);
+            STOP
+        }
+        let mut search = Search { above: sp, found: None };
+        // SAFETY: `step` keeps the unwinder's contract, and `search` outlives the walk.
+        unsafe { _Unwind_Backtrace(step, (&raw mut search).cast()) };
+        search.found
+    }
+    #[cfg(not(all(target_os = "linux", not(loom), not(miri))))]
+    {
+        let _ = sp;
+        None
+    }
 }

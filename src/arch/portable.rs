@@ -1,7 +1,7 @@
 //! Every other machine, loom and Miri: no assembly.
 //!
 //! The stack pointer is the address of a local. The program counter is the address of the call site's [`Location`], which tells call
-//! sites apart as well as a return address does. There is no frame pointer, and callee-saved registers cannot be read: a *conservative* collector
+//! sites apart as well as a return address does. The control registers of floating-point arithmetic are out of reach, and stay as foreign code leaves them. There is no frame pointer, and callee-saved registers cannot be read: a *conservative* collector
 //! that relies on them is not served by this backend; precise and virtual anchors are.
 
 use crate::anchor::Anchor;
@@ -15,17 +15,6 @@ pub(crate) const SAVED_REGISTERS: usize = 0;
 pub(crate) fn stack_pointer() -> usize {
     let here = 0_u8;
     core::ptr::from_ref(core::hint::black_box(&here)).addr()
-}
-
-/// Writes the stack pointer.
-///
-/// # Safety
-///
-/// `to` is valid for a write of a word.
-#[inline(always)]
-pub(crate) unsafe fn store_stack_pointer(to: *mut usize) {
-    // SAFETY: valid for writes by contract.
-    unsafe { to.write(stack_pointer()) };
 }
 
 /// Writes the call site as pc and an address in the calling frame as sp; fp is 0.
@@ -59,4 +48,18 @@ pub(crate) unsafe extern "C-unwind" fn call_with_registers(
     unsafe {
         f(data)
     }
+}
+
+/// Nothing.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct FloatControl;
+
+impl FloatControl {
+    /// Reads nothing.
+    pub(crate) fn read() -> Self {
+        Self
+    }
+
+    /// Does nothing.
+    pub(crate) fn restore(self) {}
 }

@@ -23,17 +23,6 @@ pub(crate) fn stack_pointer() -> usize {
     sp
 }
 
-/// Writes the stack pointer.
-///
-/// # Safety
-///
-/// `to` is valid for a write of a word.
-#[inline(always)]
-pub(crate) unsafe fn store_stack_pointer(to: *mut usize) {
-    // SAFETY: writes a word to `*to`, valid by contract; touches no flags. rsp is never allocated to `to`.
-    unsafe { asm!("mov [{}], rsp", in(reg) to, options(nostack, preserves_flags)) };
-}
-
 /// Writes rip, rsp and rbp of the function this is inlined into.
 ///
 /// rbp is a frame pointer only in code compiled with frame pointers.
@@ -90,4 +79,52 @@ pub(crate) unsafe extern "C-unwind" fn call_with_registers(
         "mov rdi, rcx",
         "jmp rdx", // tail call: the stack is as it was at entry, aligned for f
     )
+}
+
+/// MXCSR and the x87 control word.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct FloatControl {
+    mxcsr: u32,
+    x87: u16,
+}
+
+/// The bits of MXCSR that control: all but the six status flags, which are sticky results of arithmetic and not a setting.
+const MXCSR_CONTROL: u32 = 0xFFC0;
+
+impl FloatControl {
+    /// Reads both.
+    #[inline]
+    pub(crate) fn read() -> Self {
+        let mut control = Self { mxcsr: 0, x87: 0 };
+        // SAFETY: each instruction writes the field it is given the address of; neither touches flags nor the stack.
+        unsafe {
+            asm!(
+                "stmxcsr [{mxcsr}]",
+                "fnstcw [{x87}]",
+                mxcsr = in(reg) &raw mut control.mxcsr,
+                x87 = in(reg) &raw mut control.x87,
+                options(nostack, preserves_flags)
+            );
+        }
+        control
+    }
+
+    /// Puts them back where they differ: loading them is dearer than reading.
+    #[inline]
+    pub(crate) fn restore(self) {
+        let now = Self::read();
+        if now.mxcsr & MXCSR_CONTROL != self.mxcsr & MXCSR_CONTROL {
+            let mxcsr = (self.mxcsr & MXCSR_CONTROL) | (now.mxcsr & !MXCSR_CONTROL);
+            // SAFETY: loads a value whose control bits were read from the register, so no reserved bit is set.
+            unsafe {
+                asm!("ldmxcsr [{}]", in(reg) &raw const mxcsr, options(nostack, preserves_flags, readonly))
+            };
+        }
+        if now.x87 != self.x87 {
+            // SAFETY: loads a control word that was read from the register.
+            unsafe {
+                asm!("fldcw [{}]", in(reg) &raw const self.x87, options(nostack, preserves_flags, readonly))
+            };
+        }
+    }
 }

@@ -461,7 +461,7 @@ impl<F: FaultSet> Run<'_, F> {
                 Value::Reference(reference) => declare(&mut call, vm, guard, reference, address)?,
             });
         }
-        let result = call.run(|| native(vm, &NativeArguments { values: &values }));
+        let result = call.try_run(|| native(vm, &NativeArguments { values: &values }))?;
         let word = match result {
             NativeResult::Nothing => 0,
             NativeResult::Integer(value) => value.cast_unsigned(),

@@ -3,7 +3,7 @@
 use crate::faults::Faults;
 use crate::testkit::bytecode::{LiveMaps, Program, Slot as FrameSlot};
 use crate::testkit::heap::{Collection, CollectionSummary, Heap, Ref, StaleReference};
-use crate::testkit::interpreter::{NativeArguments, NativeResult};
+use crate::testkit::interpreter::{NativeArguments, NativeResult, Trap};
 use crate::testkit::stack::OperandStack;
 use crate::vm::{
     ArgumentError, ArgumentPlan, Capture, FrameKind, RootVisitor, Segment, Slot, StackScanner, Vm,
@@ -501,6 +501,7 @@ impl RootVisitor<Ref> for Roots<'_, '_> {
 impl<F: FaultSet> Vm for TestVm<F> {
     type Ref = Ref;
     type Local = TestLocal;
+    type Exception = Trap;
     const CAPTURE: Capture = Capture::Nothing;
 
     fn attach(&self) -> TestLocal {

@@ -11,6 +11,7 @@ struct Machine;
 impl Vm for Machine {
     type Ref = usize;
     type Local = ();
+    type Exception = core::convert::Infallible;
     const CAPTURE: Capture = Capture::Anchor;
 
     fn attach(&self) {}

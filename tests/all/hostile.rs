@@ -28,6 +28,7 @@ fn a_thread_that_exits_with_its_attachment_leaked_leaves_no_frames_to_scan() {
     impl reentry::Vm for Registers {
         type Ref = usize;
         type Local = ();
+        type Exception = core::convert::Infallible;
         const CAPTURE: Capture = Capture::Registers;
         fn attach(&self) {}
     }
@@ -131,6 +132,7 @@ fn a_vm_that_attaches_while_it_attaches_ends_with_one_mutator() {
     impl reentry::Vm for Eager {
         type Ref = usize;
         type Local = ();
+        type Exception = core::convert::Infallible;
         const CAPTURE: Capture = Capture::Nothing;
         fn attach(&self) {
             if let Some(world) = self.0.get().filter(|_| !self.1.swap(true, Ordering::Relaxed)) {
@@ -250,6 +252,7 @@ fn a_vm_that_cannot_attach_a_foreign_thread_gives_c_the_fallback_value() {
     impl reentry::Vm for Full {
         type Ref = usize;
         type Local = ();
+        type Exception = core::convert::Infallible;
         const CAPTURE: Capture = Capture::Nothing;
         fn attach(&self) {
             panic_quietly(1);

@@ -23,6 +23,7 @@ struct Native;
 impl Vm for Native {
     type Ref = usize;
     type Local = ();
+    type Exception = core::convert::Infallible;
     const CAPTURE: Capture = Capture::Anchor;
 
     fn attach(&self) {}
@@ -262,6 +263,7 @@ impl RootVisitor<usize> for Mark {
 impl Vm for Conservative {
     type Ref = usize;
     type Local = ();
+    type Exception = core::convert::Infallible;
     const CAPTURE: Capture = Capture::Registers;
 
     fn attach(&self) {}

@@ -12,6 +12,7 @@ struct Counting(AtomicUsize);
 impl Vm for Counting {
     type Ref = usize;
     type Local = ();
+    type Exception = core::convert::Infallible;
 
     fn attach(&self) {}
 }

@@ -168,6 +168,7 @@ struct Unpinnable;
 impl reentry::Vm for Unpinnable {
     type Ref = usize;
     type Local = ();
+    type Exception = core::convert::Infallible;
     const CAPTURE: Capture = Capture::Nothing;
 
     fn attach(&self) {}
@@ -481,6 +482,7 @@ fn a_scanner_that_panics_ends_the_pause_and_the_world_goes_on() {
     impl reentry::Vm for Fragile {
         type Ref = usize;
         type Local = ();
+        type Exception = core::convert::Infallible;
         const CAPTURE: Capture = Capture::Nothing;
         fn attach(&self) {}
     }
@@ -560,6 +562,7 @@ impl Locked {
 impl reentry::Vm for Locked {
     type Ref = usize;
     type Local = ();
+    type Exception = core::convert::Infallible;
     const CAPTURE: Capture = Capture::Nothing;
 
     fn attach(&self) {}

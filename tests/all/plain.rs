@@ -38,6 +38,7 @@ impl<const TAG: u32, F: FaultSet> Plain<TAG, F> {
 impl<const TAG: u32, F: FaultSet> Vm for Plain<TAG, F> {
     type Ref = usize;
     type Local = ();
+    type Exception = core::convert::Infallible;
     const CAPTURE: Capture = Capture::Nothing;
 
     fn attach(&self) {}

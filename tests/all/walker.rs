@@ -27,6 +27,7 @@ struct Asked {
 impl Vm for Recorder {
     type Ref = usize;
     type Local = ();
+    type Exception = core::convert::Infallible;
 
     fn attach(&self) {}
 }

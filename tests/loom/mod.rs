@@ -37,7 +37,8 @@ use core::panic::AssertUnwindSafe;
 use loom::cell::UnsafeCell;
 use reentry::faults::Faults;
 use reentry::{
-    FrameKind, Mutator, Report, RootVisitor, Segment, Slot, StackScanner, StoppedWorld, Vm, World,
+    FrameKind, Mutator, Report, RootVisitor, Segment, Slot, StackScanner, StoppedWorld, UpcallError, Vm,
+    World,
 };
 use std::collections::BTreeSet;
 use std::panic::{catch_unwind, resume_unwind};
@@ -138,12 +139,15 @@ unsafe impl<P> Sync for ModelVm<P> {}
 impl<P: Protection> Vm for ModelVm<P> {
     type Ref = usize;
     type Local = ();
+    type Exception = core::convert::Infallible;
 
     fn attach(&self) {}
 
     fn report(&self, report: &Report<'_>) {
         let unclaimed = match report {
-            Report::UpcallPanicUnclaimed { payload } => text(*payload).to_owned(),
+            Report::UpcallErrorUnclaimed { error: UpcallError::Panic { payload } } => {
+                text(*payload).to_owned()
+            }
             other => other.to_string(),
         };
         self.unclaimed.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(unclaimed);

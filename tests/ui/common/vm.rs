@@ -7,6 +7,7 @@ pub struct Small;
 impl Vm for Small {
     type Ref = usize;
     type Local = ();
+    type Exception = core::convert::Infallible;
     const CAPTURE: Capture = Capture::Nothing;
 
     fn attach(&self) {}
