@@ -59,8 +59,8 @@ pub(crate) struct ForeignFrame {
     arena: UnsafeCell<Bump>,
     /// The error of an upcall of this call, to go on with when it returns.
     pending: UnsafeCell<Option<Payload>>,
-    /// What the call in progress asked for.
-    terms: Cell<Terms>,
+    /// What the call in progress asked for, if it has terms of its own.
+    terms: Cell<Option<Terms>>,
     /// `newer`, while the call in progress has terms of its own.
     set_aside: Cell<*const ForeignFrame>,
     /// The machine's state on the managed side of a call that preserves it.
@@ -144,7 +144,7 @@ impl ForeignFrame {
             registers: UnsafeCell::new([0; arch::SAVED_REGISTERS]),
             arena: UnsafeCell::new(Bump::new()),
             pending: UnsafeCell::new(None),
-            terms: Cell::new(Terms::default()),
+            terms: Cell::new(None),
             set_aside: Cell::new(ptr::null()),
             machine: Cell::new(Saved::NOTHING),
         }
@@ -152,16 +152,15 @@ impl ForeignFrame {
 
     /// What the call in progress asked for.
     pub(crate) fn terms(&self) -> Terms {
-        self.terms.get()
+        self.terms.get().unwrap_or_default()
     }
 
     /// Begins a call with terms of its own: its upcalls take the cold way.
     pub(crate) fn begin_terms(&self, terms: Terms) {
-        // Set aside already where an earlier call was skipped by foreign code, or its guard leaked.
-        if self.set_aside.get().is_null() {
+        // In force already only if the guard of an `enter` was leaked, against its contract.
+        if self.terms.replace(Some(terms)).is_none() {
             self.set_aside.set(self.newer.replace(ptr::null()));
         }
-        self.terms.set(terms);
         self.machine.set(Saved::read(terms.preserve));
     }
 
@@ -173,12 +172,10 @@ impl ForeignFrame {
 
     /// Ends a call with terms of its own that foreign code has skipped; the machine's state is its affair.
     pub(crate) fn forget_terms(&self) {
-        let link = self.set_aside.replace(ptr::null());
-        if !link.is_null() {
-            self.newer.set(link);
+        if self.terms.take().is_some() {
+            self.newer.set(self.set_aside.replace(ptr::null()));
+            self.machine.set(Saved::NOTHING);
         }
-        self.terms.set(Terms::default());
-        self.machine.set(Saved::NOTHING);
     }
 
     /// The machine's state on the managed side of the call in progress.
@@ -210,8 +207,7 @@ impl ForeignFrame {
 
     /// The record of the next newer activation, whatever the terms of the call in progress; made if that depth has not been reached yet.
     pub(crate) fn newer_slow(&self) -> *const Self {
-        let terms = self.terms.get() != Terms::default();
-        let link = if terms { &self.set_aside } else { &self.newer };
+        let link = if self.terms.get().is_some() { &self.set_aside } else { &self.newer };
         if link.get().is_null() {
             link.set(Box::into_raw(Box::new(Self::new(self, self.depth + 1))));
         }

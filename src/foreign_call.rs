@@ -502,7 +502,7 @@ impl<'m, V: StackScanner> ForeignCall<'m, V> {
     ///
     /// # Safety
     ///
-    /// The guard is dropped, on this thread, before the mutator is used again and before the function returns that was called with it (an upcall's
+    /// Foreign code is called from the function that calls this, or from one that it calls, not from one further out (its stack pointer would lie above the one recorded here). The guard is dropped, on this thread, before the mutator is used again and before the function returns that was called with it (an upcall's
     /// body, above all). Until then no managed code runs on this thread but in upcalls. (A leaked guard leaves the thread foreign, and then `&mut Mutator` proves nothing.)
     #[inline(always)]
     #[track_caller]

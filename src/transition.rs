@@ -164,12 +164,13 @@ pub(crate) fn repair_slow<V: StackScanner>(vm: &V, header: &Header, frame: &Fore
         }
     }
     let mut skipped = 0;
+    let mut errors = Vec::new();
     // SAFETY: the word of an attached mutator holds a live record of it, and `older` names one.
     let mut record = unsafe { &*header.word.record() };
     while !ptr::eq(record, frame) {
         skipped += 1;
         if record.after.get() != 0 {
-            hook(|| overtaken(vm, record));
+            errors.extend(record.take_pending());
             record.finish_slow();
         }
         record.forget_terms();
@@ -180,7 +181,13 @@ pub(crate) fn repair_slow<V: StackScanner>(vm: &V, header: &Header, frame: &Fore
         record = unsafe { &*record.older };
     }
     header.word.publish(frame, V::FAULTS);
-    hook(|| vm.report(&Report::ActivationsSkipped { skipped, call_site: frame.site.get() }));
+    // The records are whole again before code of the VM runs.
+    hook(|| {
+        vm.report(&Report::ActivationsSkipped { skipped, call_site: frame.site.get() });
+        for payload in errors {
+            vm.report(&Report::UpcallErrorSuperseded { error: describe::<V>(&payload) });
+        }
+    });
 }
 
 /// Becomes managed for an upcall, in the activation whose record is `frame`. Says whether it may go on; if not, [`wait_to_come_in`] is next.

@@ -132,11 +132,10 @@ fn cross_in_on_terms<V: StackScanner, R>(
     if terms.preserve == MachineState::NOTHING {
         return cross_in_at(record, saved, frame, sp, conduct, body, fallback);
     }
-    let foreign = Saved::read(terms.preserve);
+    // C gets its own state back, also when an exception of its own passes through the upcall.
+    let _foreign = scopeguard::guard(Saved::read(terms.preserve), |foreign| foreign.restore());
     saved.machine().restore();
-    let result = cross_in_at(record, saved, frame, sp, conduct, body, fallback);
-    foreign.restore();
-    result
+    cross_in_at(record, saved, frame, sp, conduct, body, fallback)
 }
 
 /// [`cross_in`] while a pause is wanted: waits before the body runs.
