@@ -33,6 +33,10 @@ impl Faults {
     pub const NO_WAIT_FOR_MUTATORS: Self = Self(1 << 9);
     /// What a foreign call declares is forgotten when an upcall of it returns.
     pub const ROOTS_DROPPED_BY_UPCALL: Self = Self(1 << 10);
+    /// A handle released during a pause is gone from the roots at once.
+    pub const HANDLE_RELEASED_AT_ONCE: Self = Self(1 << 16);
+    /// Looking a raw handle up does not count its reader.
+    pub const LOOKUP_UNCOUNTED: Self = Self(1 << 17);
 
     /// Says whether `self` takes away all that `fault` does.
     #[inline(always)]

@@ -280,6 +280,18 @@ impl<F: FaultSet> TestVm<F> {
                 .forward(*global)
                 .map_err(|stale| UndeadRoot::elsewhere(number, "a global", stale))?;
         }
+        collection.reach();
+        let mut failed = None;
+        stopped.update_weak(|reference| match collection.survivor(reference) {
+            Ok(survivor) => survivor,
+            Err(stale) => {
+                failed.get_or_insert(stale);
+                Some(reference)
+            }
+        });
+        if let Some(stale) = failed {
+            return Err(UndeadRoot::elsewhere(number, "a weak handle", stale));
+        }
         let summary = collection.finish();
         self.remember(stopped, number);
         if self.stack_moves == StackMoves::EveryCollection {
@@ -496,6 +508,9 @@ impl RootVisitor<Ref> for Roots<'_, '_> {
     fn pinned(&mut self, _: Ref) {}
 
     fn transitively_pinned(&mut self, _: Ref) {}
+
+    /// Keeps nothing: `update_weak` below says what became of it.
+    fn weak(&mut self, _: Slot<'_, Ref>) {}
 }
 
 impl<F: FaultSet> Vm for TestVm<F> {
@@ -509,11 +524,14 @@ impl<F: FaultSet> Vm for TestVm<F> {
         TestLocal { stack: RefCell::new(stack), declared: Cell::new(false) }
     }
 
-    fn admit(&self, reference: Ref, _plan: ArgumentPlan) -> Result<(), ArgumentError> {
-        if reference.is_null() || self.heap.owns(reference) {
-            Ok(())
-        } else {
-            Err(ArgumentError::NotOfThisWorld { reference: reference.address() })
+    fn admit(&self, reference: Ref, plan: ArgumentPlan) -> Result<(), ArgumentError> {
+        match plan {
+            // Null has no address that could stay.
+            ArgumentPlan::Pin | ArgumentPlan::TransitivePin if reference.is_null() => {
+                Err(ArgumentError::NotAnObject { reference: 0 })
+            }
+            _ if reference.is_null() || self.heap.owns(reference) => Ok(()),
+            _ => Err(ArgumentError::NotOfThisWorld { reference: reference.address() }),
         }
     }
 }
