@@ -368,7 +368,7 @@ impl<V: StackScanner> Mutator<V> {
     #[inline]
     #[track_caller]
     fn check(&self, slot: &HandleSlot) {
-        if !slot.is_of(&self.shared().handles) {
+        if !self.shared().handles.owns(slot) {
             refuse_handle(slot.site(), Location::caller());
         }
     }

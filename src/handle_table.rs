@@ -24,456 +24,25 @@
 //!   names one handle for ever.
 //! - **H4 Life.** The table's memory outlives its world for as long as there is a handle of it.
 
+mod shard;
+mod slot;
+mod state;
+
 use crate::faults::Faults;
 use crate::leaks::Leaks;
-use crate::root_stack::word_of;
-use crate::sync::{AtomicPtr, AtomicUsize, Cell, Mutex, UnsafeCell, lock, relax};
+use crate::sync::{AtomicPtr, AtomicUsize, Cell, UnsafeCell, lock};
 use crate::vm::Slot;
-use core::alloc::Layout;
 use core::mem::MaybeUninit;
 use core::panic::Location;
 use core::ptr::{self, NonNull};
 use core::sync::atomic::Ordering;
 use std::alloc;
 
-/// Why a raw handle was refused. Nothing has been changed.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum HandleError {
-    /// Zero, or a null pointer: never a handle.
-    #[error("zero is no handle; check whether foreign code was given one, and whether it lost it")]
-    Zero,
-    /// The word was never given out as a handle of this world.
-    #[error(
-        "the word {word:#x} was never given out as a handle of this world; pass on what `Handle::into_raw` gave, to the world it is of"
-    )]
-    Unknown {
-        /// The word.
-        word: usize,
-    },
-    /// The handle has been released.
-    #[error(
-        "the handle {word:#x} has been released already; release it once, after foreign code has used it for the last time"
-    )]
-    Stale {
-        /// The word.
-        word: usize,
-    },
-    /// The handle was taken back, and not given out again.
-    #[error(
-        "the handle {word:#x} has been taken back by `World::handle_from_raw`; its owner must give it out again with `Handle::into_raw` first"
-    )]
-    TakenBack {
-        /// The word.
-        word: usize,
-    },
-}
-
-// A raw word, from the highest bit: generation, tag of the world, position in the shard, shard. Under loom a table is tiny: a model looks at every slot.
-const WORD_BITS: u32 = usize::BITS;
-const SHARD_BITS: u32 = if cfg!(loom) {
-    0
-} else if WORD_BITS == 64 {
-    4
-} else {
-    2
-};
-const POSITION_BITS: u32 = if cfg!(loom) {
-    4
-} else if WORD_BITS == 64 {
-    28
-} else {
-    18
-};
-const INDEX_BITS: u32 = SHARD_BITS + POSITION_BITS;
-const TAG_BITS: u32 = if WORD_BITS == 64 { 8 } else { 4 };
-const GENERATION_BITS: u32 = if WORD_BITS == 64 { 24 } else { 8 };
-const _: () = assert!(INDEX_BITS + TAG_BITS + GENERATION_BITS <= WORD_BITS);
-
-const SHARDS: usize = 1 << SHARD_BITS;
-/// The slots of a shard's first chunk, and how many are made at a time; each chunk is twice as large as the one before.
-const FIRST_CHUNK: usize = if cfg!(loom) { 2 } else { 64 };
-/// As many chunks as there are positions for.
-const CHUNKS: usize = ((1 << POSITION_BITS) / FIRST_CHUNK).ilog2() as usize;
-
-/// What a slot is.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-#[repr(usize)]
-enum Kind {
-    /// Released, or never used. On a stack of released slots, on a mutator's list, or between.
-    Free = 0,
-    /// A `Handle`'s.
-    Owned = 1,
-    /// Given out as a word.
-    Raw = 2,
-    /// A `WeakHandle`'s.
-    Weak = 3,
-    /// A `WeakHandle`'s whose object has died.
-    Cleared = 4,
-    /// Out of generations: never used again.
-    Retired = 5,
-}
-
-/// The state word of a slot: its kind, whether its generation was given out as a word, the generation, and how many threads are reading its value
-/// through such a word.
-#[derive(Clone, Copy, PartialEq, Eq)]
-struct State(usize);
-
-impl State {
-    const KIND: usize = 0b111;
-    const EXPOSED: usize = 1 << 3;
-    const GENERATION_SHIFT: u32 = 4;
-    const LAST_GENERATION: usize = (1 << GENERATION_BITS) - 1;
-    const READER_SHIFT: u32 = Self::GENERATION_SHIFT + GENERATION_BITS;
-    const ONE_READER: usize = 1 << Self::READER_SHIFT;
-
-    const fn kind(self) -> Kind {
-        match self.0 & Self::KIND {
-            0 => Kind::Free,
-            1 => Kind::Owned,
-            2 => Kind::Raw,
-            3 => Kind::Weak,
-            4 => Kind::Cleared,
-            _ => Kind::Retired,
-        }
-    }
-
-    const fn with_kind(self, kind: Kind) -> Self {
-        Self(self.0 & !Self::KIND | kind as usize)
-    }
-
-    const fn generation(self) -> usize {
-        self.0 >> Self::GENERATION_SHIFT & Self::LAST_GENERATION
-    }
-
-    const fn readers(self) -> usize {
-        self.0 >> Self::READER_SHIFT
-    }
-
-    const fn is_exposed(self) -> bool {
-        self.0 & Self::EXPOSED != 0
-    }
-
-    /// Given out as a word.
-    const fn exposed(self) -> Self {
-        Self(self.with_kind(Kind::Raw).0 | Self::EXPOSED)
-    }
-
-    /// Released. A generation that was given out ends here (H3); it cannot overflow, since none of the last one is given out.
-    const fn released(self) -> Self {
-        let free = self.with_kind(Kind::Free).0;
-        if self.is_exposed() {
-            Self((free & !Self::EXPOSED) + (1 << Self::GENERATION_SHIFT))
-        } else {
-            Self(free)
-        }
-    }
-
-    /// Whether the slot can be used by who takes it from a free list.
-    const fn is_usable(self) -> bool {
-        self.readers() == 0 && self.generation() < Self::LAST_GENERATION
-    }
-
-    /// Checks that `generation` is given out as a raw word now.
-    ///
-    /// # Errors
-    ///
-    /// What it is instead.
-    const fn check(self, generation: usize, word: usize) -> Result<(), HandleError> {
-        if generation < self.generation() {
-            return Err(HandleError::Stale { word });
-        }
-        if generation > self.generation() || !self.is_exposed() {
-            return Err(HandleError::Unknown { word });
-        }
-        match self.kind() {
-            Kind::Raw => Ok(()),
-            _ => Err(HandleError::TakenBack { word }),
-        }
-    }
-}
-
-/// What a slot was when the pause in force first looked.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Seen {
-    Nothing,
-    Strong,
-    Weak,
-}
-
-/// The place of one handle.
-#[repr(C)]
-pub(crate) struct HandleSlot {
-    value: UnsafeCell<MaybeUninit<usize>>,
-    state: AtomicUsize,
-    table: *const Table,
-    /// The next free slot, while on a list. Whoever has the list has the link.
-    link: Cell<*const HandleSlot>,
-    /// Where the handle was made. Read by leak reports at any time, hence atomic; it always is a site.
-    site: AtomicPtr<Location<'static>>,
-    /// Position in the shard, and shard.
-    index: u32,
-    /// The stopper's, during its pause.
-    seen: Cell<Seen>,
-}
-
-impl HandleSlot {
-    #[inline(always)]
-    fn state(&self, order: Ordering) -> State {
-        State(self.state.load(order))
-    }
-
-    /// Reads the value.
-    ///
-    /// # Safety
-    ///
-    /// The thread is managed, the slot is in use and holds an `R`, and it stays in use meanwhile (H2).
-    #[inline(always)]
-    pub(crate) unsafe fn read<R: Copy>(&self) -> R {
-        // SAFETY: promised by the caller; `own` has asserted that an `R` fits.
-        self.value.with(|value| unsafe { word_of::<R>(value.cast_mut().cast()).read() })
-    }
-
-    /// Writes the value.
-    ///
-    /// # Safety
-    ///
-    /// The thread is managed and nobody else reads or writes the value meanwhile (H2).
-    #[inline(always)]
-    unsafe fn write<R: Copy>(&self, value: R) {
-        // SAFETY: promised by the caller; `word_of` asserts that an `R` fits.
-        self.value.with_mut(|word| unsafe { word_of::<R>(word.cast()).write(value) });
-    }
-
-    /// Makes a slot that [`HandleTable::take`] has just given a handle's.
-    ///
-    /// # Safety
-    ///
-    /// It comes from `take`, on this managed thread.
-    #[inline(always)]
-    pub(crate) unsafe fn own<R: Copy>(&self, value: R, weak: bool, site: &'static Location<'static>) {
-        // SAFETY: H2: taken and not in use yet, and `take` has seen that nobody reads.
-        unsafe { self.write(value) };
-        // Read by `leaks`, which has seen the state.
-        self.site.store(ptr::from_ref(site).cast_mut(), Ordering::Relaxed);
-        let kind = if weak { Kind::Weak } else { Kind::Owned };
-        // A free slot's state is changed by whoever has it on a list only. Pairs with the loads of `freeze` and `leaks`.
-        self.state.store(self.state(Ordering::Relaxed).with_kind(kind).0, Ordering::Release);
-    }
-
-    /// Changes the value, for the managed thread that has the one handle of it to itself.
-    ///
-    /// # Safety
-    ///
-    /// The slot is owned, by a handle that nobody else uses meanwhile; the thread is managed.
-    pub(crate) unsafe fn replace<R: Copy>(&self, value: R) {
-        // Someone may be reading still, through the word the handle was given out as before it was taken back: for a few instructions, in which a
-        // reader waits for nobody. Pairs with the end of a read in `lookup`.
-        let mut round = 0;
-        while self.state(Ordering::Acquire).readers() != 0 {
-            relax(round);
-            round = round.saturating_add(1);
-        }
-        // SAFETY: H2: the handle is the caller's alone, nobody reads, and no new reader comes while the slot is not raw.
-        unsafe { self.write(value) };
-    }
-
-    /// Says whether a weak handle's object has died. For a managed thread: only a stopper clears a weak handle, and what it did is seen since.
-    #[inline(always)]
-    pub(crate) fn is_cleared(&self) -> bool {
-        self.state(Ordering::Relaxed).kind() == Kind::Cleared
-    }
-
-    /// Says whether this is a slot of `table`.
-    #[inline(always)]
-    pub(crate) fn is_of(&self, table: &HandleTable) -> bool {
-        ptr::eq(self.table, table.table.as_ptr())
-    }
-
-    /// Where the handle was made.
-    pub(crate) fn site(&self) -> &'static Location<'static> {
-        // SAFETY: the address of a site since the slot was made.
-        unsafe { &*self.site.load(Ordering::Relaxed) }
-    }
-
-    /// Gives a handle out as a word, in place of its owner.
-    ///
-    /// # Safety
-    ///
-    /// `slot` is that of a [`Handle`](crate::Handle), which is not used any more.
-    pub(crate) unsafe fn expose(slot: NonNull<Self>) -> usize {
-        // SAFETY: H4: the handle keeps the table, until the state changes.
-        let this = unsafe { slot.as_ref() };
-        // SAFETY: as above.
-        let tag = unsafe { (*this.table).tag };
-        let mut state = this.state(Ordering::Relaxed);
-        // H1: the generation stands still.
-        let word = state.generation() << (TAG_BITS + INDEX_BITS) | tag << INDEX_BITS | this.index as usize;
-        // Readers of an earlier exposure may be ending, so this is no plain store. Pairs with the first load of `lookup` and `change_raw`, on whatever thread
-        // the word gets to: what was done with the handle before is seen there. Afterwards the slot is used no more: the world may end.
-        while let Err(now) =
-            this.state.compare_exchange_weak(state.0, state.exposed().0, Ordering::Release, Ordering::Relaxed)
-        {
-            state = State(now);
-        }
-        word
-    }
-
-    /// Releases the slot of a handle, from any thread in any state. Never waits.
-    ///
-    /// # Safety
-    ///
-    /// `slot` is that of a [`Handle`](crate::Handle) or [`WeakHandle`](crate::WeakHandle), which is not used any more.
-    pub(crate) unsafe fn release(slot: NonNull<Self>) {
-        // SAFETY: H4: the handle keeps the table.
-        let this = unsafe { slot.as_ref() };
-        let mut state = this.state(Ordering::Relaxed);
-        if state.is_exposed() {
-            // Readers may be ending. Orders what the owner did before what `take` finds; see there.
-            while let Err(now) = this.state.compare_exchange_weak(
-                state.0,
-                state.released().0,
-                Ordering::Release,
-                Ordering::Relaxed,
-            ) {
-                state = State(now);
-            }
-        } else {
-            // H1: nobody else changes it, but for a stopper that clears a weak handle; its compare-exchange fails after this, or is overwritten, and
-            // either will do. Pairs with the loads of `freeze` and `leaks`.
-            this.state.store(state.released().0, Ordering::Release);
-        }
-        // SAFETY: released just now, by this thread.
-        unsafe { Table::push(slot.as_ptr()) };
-    }
-}
-
-/// One line of the cache, or two where the machine fetches them in pairs.
-#[repr(align(128))]
-struct Line<T>(T);
-
-/// The slots of one shard. A mutator makes its handles in one shard, so that two threads that make and release handles rarely meet on a word.
-struct Shard {
-    /// The newest released slot; [`CLOSED`] when the world is gone.
-    released: Line<AtomicPtr<HandleSlot>>,
-    /// How many slots have been made: the positions below are initialised. Grows only.
-    len: AtomicUsize,
-    /// Where each chunk is; null until a position of it is below `len`. Never freed before the table.
-    chunks: [AtomicPtr<HandleSlot>; CHUNKS],
-    /// Held by the managed thread that makes slots. It passes no safepoint with it, and no stopper takes it.
-    growing: Mutex<()>,
-}
-
-/// The head of a stack of released slots that takes no more.
-const CLOSED: *mut HandleSlot = ptr::without_provenance_mut(1);
-
-impl Shard {
-    fn new() -> Self {
-        Self {
-            released: Line(AtomicPtr::new(ptr::null_mut())),
-            len: AtomicUsize::new(0),
-            chunks: core::array::from_fn(|_| AtomicPtr::new(ptr::null_mut())),
-            growing: Mutex::new(()),
-        }
-    }
-
-    /// The slot at a position below `len`, which the caller has loaded with `Acquire`.
-    fn slot(&self, position: usize) -> *const HandleSlot {
-        let (chunk, offset) = place(position);
-        // Ordered by the load of `len`: the chunk was stored before.
-        let base = self.chunks[chunk].load(Ordering::Relaxed).cast_const();
-        // SAFETY: the chunk has room for every position that `place` puts there.
-        unsafe { base.add(offset) }
-    }
-
-    /// Every slot made so far.
-    fn slots(&self) -> impl Iterator<Item = &HandleSlot> {
-        // Pairs with the store of `grow`.
-        let len = self.len.load(Ordering::Acquire);
-        // SAFETY: initialised, since its position is below `len`, and there as long as the table.
-        (0..len).map(|position| unsafe { &*self.slot(position) })
-    }
-}
-
-/// The chunk a position is in, and where in the chunk.
-fn place(position: usize) -> (usize, usize) {
-    let chunk = (position / FIRST_CHUNK + 1).ilog2();
-    (chunk as usize, position - FIRST_CHUNK * ((1 << chunk) - 1))
-}
-
-fn chunk_layout(chunk: usize) -> Layout {
-    match Layout::array::<HandleSlot>(FIRST_CHUNK << chunk) {
-        Ok(layout) => layout,
-        // Reached by no world: the addresses of a smaller chunk would have run out.
-        Err(_) => alloc::handle_alloc_error(Layout::new::<HandleSlot>()),
-    }
-}
-
-struct Table {
-    shards: [Shard; SHARDS],
-    /// What the words of this world say. Never zero, so that no word is.
-    tag: usize,
-    /// Once the world is gone: how many slots are still to be released. (Before: minus those released since the stacks were closed.)
-    outstanding: AtomicUsize,
-}
-
-impl Table {
-    /// Puts a released slot where `take` finds it; after the world's end, counts it.
-    ///
-    /// # Safety
-    ///
-    /// The caller has released the slot, and does not use it or the table after this: it may be freed.
-    unsafe fn push(slot: *mut HandleSlot) {
-        // SAFETY: H4: the table is there until this slot has been counted or is on its stack, and both happen below.
-        let table = unsafe { (*slot).table };
-        // SAFETY: as above.
-        let stack = unsafe { &raw const (*table).shards[(*slot).index as usize & (SHARDS - 1)].released.0 };
-        // SAFETY: as above.
-        let mut head = unsafe { (*stack).load(Ordering::Relaxed) };
-        while head != CLOSED {
-            // SAFETY: the slot is this thread's until it is on the stack.
-            unsafe { (*slot).link.set(head) };
-            // Pairs with the swap of `take_slow`: whoever takes the slot sees all that was done with it before.
-            // SAFETY: as above; nothing is used once the slot is on the stack.
-            match unsafe { (*stack).compare_exchange_weak(head, slot, Ordering::Release, Ordering::Relaxed) }
-            {
-                Ok(_) => return,
-                Err(now) => head = now,
-            }
-        }
-        // The world is gone. Pairs with its like on other threads and with `HandleTable::drop`: the last one sees all that was done to the table.
-        // SAFETY: this slot has not been counted yet, so the table is there.
-        if unsafe { (*table).outstanding.fetch_sub(1, Ordering::AcqRel) } == 1 {
-            // SAFETY: every slot has been counted: nobody else has one.
-            unsafe { Self::free(table) };
-        }
-    }
-
-    /// Frees the table.
-    ///
-    /// # Safety
-    ///
-    /// The world is gone, and so is every handle.
-    unsafe fn free(table: *const Self) {
-        // SAFETY: made by `Box::into_raw` in `HandleTable::new`; unique by contract.
-        let table = unsafe { Box::from_raw(table.cast_mut()) };
-        for shard in &table.shards {
-            if core::mem::needs_drop::<HandleSlot>() {
-                for position in 0..shard.len.load(Ordering::Relaxed) {
-                    // SAFETY: initialised, and dropped once.
-                    unsafe { shard.slot(position).cast_mut().drop_in_place() };
-                }
-            }
-            for (chunk, base) in shard.chunks.iter().enumerate() {
-                let base = base.load(Ordering::Relaxed);
-                if !base.is_null() {
-                    // SAFETY: allocated in `grow` with this layout; nobody has a slot of it any more.
-                    unsafe { alloc::dealloc(base.cast(), chunk_layout(chunk)) };
-                }
-            }
-        }
-    }
-}
+use shard::{CLOSED, Shard, Table, chunk_layout, place};
+pub(crate) use slot::HandleSlot;
+use slot::Seen;
+pub use state::HandleError;
+use state::{CHUNKS, FIRST_CHUNK, Kind, SHARD_BITS, SHARDS, State, decompose, tag};
 
 /// A world's part in its table: dropping it gives the table to the handles that are left.
 pub(crate) struct HandleTable {
@@ -490,10 +59,16 @@ impl HandleTable {
     pub(crate) fn new() -> Self {
         // A number, nothing else hangs on it; process-wide, hence not the facade's.
         static TAGS: core::sync::atomic::AtomicUsize = core::sync::atomic::AtomicUsize::new(0);
-        let tag = 1 + TAGS.fetch_add(1, Ordering::Relaxed) % ((1 << TAG_BITS) - 1);
+        let tag = tag(TAGS.fetch_add(1, Ordering::Relaxed));
         let shards = core::array::from_fn(|_| Shard::new());
         let table = Box::new(Table { shards, tag, outstanding: AtomicUsize::new(0) });
         Self { table: NonNull::from(Box::leak(table)) }
+    }
+
+    /// Says whether a slot is of this table.
+    #[inline(always)]
+    pub(crate) fn owns(&self, slot: &HandleSlot) -> bool {
+        ptr::eq(slot.table, self.table.as_ptr())
     }
 
     fn table(&self) -> &Table {
@@ -619,20 +194,14 @@ impl HandleTable {
             return Err(HandleError::Zero);
         }
         let table = self.table();
-        let unknown = Err(HandleError::Unknown { word });
-        let mask = |bits: u32| (1_usize << bits) - 1;
-        let generation = word >> (TAG_BITS + INDEX_BITS);
-        if word >> INDEX_BITS & mask(TAG_BITS) != table.tag || generation > mask(GENERATION_BITS) {
-            return unknown;
-        }
-        let shard = &table.shards[word & mask(SHARD_BITS)];
-        let position = word >> SHARD_BITS & mask(POSITION_BITS);
+        let parts = decompose(word, table.tag).ok_or(HandleError::Unknown { word })?;
+        let shard = &table.shards[parts.shard];
         // Pairs with the store of `grow`.
-        if position >= shard.len.load(Ordering::Acquire) {
-            return unknown;
+        if parts.position >= shard.len.load(Ordering::Acquire) {
+            return Err(HandleError::Unknown { word });
         }
         // SAFETY: initialised, since its position is below `len`.
-        Ok((unsafe { &*shard.slot(position) }, generation))
+        Ok((unsafe { &*shard.slot(parts.position) }, parts.generation))
     }
 
     /// Reads the value a word names. For managed threads.
@@ -767,32 +336,6 @@ impl HandleTable {
                 Kind::Weak | Kind::Cleared => leaks.add_weak_handle(slot.site()),
                 Kind::Free | Kind::Retired => {}
             }
-        }
-    }
-}
-
-impl HandleSlot {
-    /// Gives `f` the slot as a collector sees it. For the stopper.
-    fn with_slot<R: Copy, T>(&self, f: impl FnOnce(Slot<'_, R>) -> T) -> T {
-        self.value.with_mut(|value| {
-            // SAFETY: the address of a value.
-            let address = unsafe { NonNull::new_unchecked(word_of::<R>(value.cast())) };
-            // SAFETY: H2: nobody is managed, and the slot was in use when the pause began, so it holds an `R` still.
-            f(unsafe { Slot::new(address) })
-        })
-    }
-
-    /// Notes that a weak handle's object has died, unless the handle has been released meanwhile.
-    fn clear(&self) {
-        let state = self.state(Ordering::Relaxed);
-        if state.kind() == Kind::Weak {
-            // A managed thread that looks later is told by the pause's end; if this fails the handle is gone.
-            let _ = self.state.compare_exchange(
-                state.0,
-                state.with_kind(Kind::Cleared).0,
-                Ordering::Relaxed,
-                Ordering::Relaxed,
-            );
         }
     }
 }

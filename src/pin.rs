@@ -167,6 +167,11 @@ impl<R: Copy> Pinner<R> {
         Self { table, owner }
     }
 
+    /// Adds a pin.
+    ///
+    /// # Panics
+    ///
+    /// Never: an owner is in its table until it is dropped.
     pub(crate) fn add(&mut self, plan: ArgumentPlan, reference: R) -> PinId {
         self.table.with(|pins| {
             let number = pins.next;
