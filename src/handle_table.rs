@@ -76,17 +76,20 @@ impl HandleTable {
         unsafe { self.table.as_ref() }
     }
 
-    /// Takes a slot that is not in use, for [`HandleSlot::own`]; `free` is the mutator's list and `home` a number that chooses its shard. `None` if there
+    /// Takes a slot that is not in use, for [`HandleSlot::own`]; `free` is the mutator's list and `number` its own, which chooses its shard. `None` if there
     /// are as many handles as words can name.
     ///
     /// For managed threads only: no slot comes into use in a pause.
     #[inline(always)]
-    pub(crate) fn take(&self, free: &Cell<*const HandleSlot>, home: u64) -> Option<NonNull<HandleSlot>> {
+    pub(crate) fn take(&self, free: &Cell<*const HandleSlot>, number: u64) -> Option<NonNull<HandleSlot>> {
+        let home = number as usize & (SHARDS - 1);
         // SAFETY: null, or a slot on this mutator's list, which lives as long as the world.
         if let Some(slot) = unsafe { free.get().as_ref() } {
             // Pairs with the end of a read in `lookup`: with no reader left, the reads are over.
             if slot.state(Ordering::Acquire).is_usable() {
                 free.set(slot.link.get());
+                // It may have been another mutator's before: from now on it comes back to this one's shard.
+                slot.home.set(home as u8);
                 return Some(NonNull::from(slot));
             }
         }
@@ -96,9 +99,8 @@ impl HandleTable {
     /// Takes a slot from what has been released, or makes new ones.
     #[cold]
     #[inline(never)]
-    fn take_slow(&self, free: &Cell<*const HandleSlot>, home: u64) -> Option<NonNull<HandleSlot>> {
+    fn take_slow(&self, free: &Cell<*const HandleSlot>, home: usize) -> Option<NonNull<HandleSlot>> {
         let table = self.table();
-        let home = home as usize & (SHARDS - 1);
         let mut list = free.replace(ptr::null());
         for shard in 0..=SHARDS {
             // SAFETY: null, or a slot on a list that is this mutator's alone.
@@ -107,6 +109,7 @@ impl HandleTable {
                 let state = slot.state(Ordering::Acquire); // as in `take`
                 if state.is_usable() {
                     free.set(list);
+                    slot.home.set(home as u8);
                     return Some(NonNull::from(slot));
                 }
                 if state.readers() == 0 {
@@ -158,6 +161,7 @@ impl HandleTable {
                 link: Cell::new(free.get()),
                 site: AtomicPtr::new(ptr::from_ref(Location::caller()).cast_mut()),
                 index: (position << SHARD_BITS | number) as u32,
+                home: Cell::new(number as u8),
                 seen: Cell::new(Seen::Nothing),
             };
             // SAFETY: within the chunk, whose size is a multiple of FIRST_CHUNK, and nobody looks at or beyond `len`.

@@ -87,7 +87,7 @@ impl Table {
         // SAFETY: H4: the table is there until this slot has been counted or is on its stack, and both happen below.
         let table = unsafe { (*slot).table };
         // SAFETY: as above.
-        let stack = unsafe { &raw const (*table).shards[(*slot).index as usize & (SHARDS - 1)].released.0 };
+        let stack = unsafe { &raw const (*table).shards[usize::from((*slot).home.get())].released.0 };
         // SAFETY: as above.
         let mut head = unsafe { (*stack).load(Ordering::Relaxed) };
         while head != CLOSED {

@@ -30,6 +30,8 @@ pub(crate) struct HandleSlot {
     pub(super) site: AtomicPtr<Location<'static>>,
     /// Position in the shard, and shard.
     pub(super) index: u32,
+    /// The shard it is released to: that of the mutator that last took it. Whoever has the list it is on, or the handle, has this.
+    pub(super) home: Cell<u8>,
     /// The stopper's, during its pause.
     pub(super) seen: Cell<Seen>,
 }
