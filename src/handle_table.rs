@@ -371,3 +371,173 @@ impl Drop for HandleTable {
         }
     }
 }
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    #![expect(clippy::missing_panics_doc, reason = "a test panics to fail")]
+
+    use super::{Cell, HandleError, HandleSlot, HandleTable, Location, NonNull, Ordering, State, ptr};
+    use crate::faults::Faults;
+
+    /// A mutator, as far as the table knows of it.
+    struct Maker<'t> {
+        table: &'t HandleTable,
+        free: Cell<*const HandleSlot>,
+        number: u64,
+    }
+
+    impl<'t> Maker<'t> {
+        fn new(table: &'t HandleTable, number: u64) -> Self {
+            Self { table, free: Cell::new(ptr::null()), number }
+        }
+
+        fn make(&self, value: usize) -> NonNull<HandleSlot> {
+            let slot = self.table.take(&self.free, self.number).unwrap();
+            // SAFETY: taken just now; this thread counts as managed.
+            unsafe { slot.as_ref().own(value, false, Location::caller()) };
+            slot
+        }
+
+        fn expose(&self, value: usize) -> usize {
+            // SAFETY: made just now, and used no more.
+            unsafe { HandleSlot::expose(self.make(value)) }
+        }
+    }
+
+    fn release(slot: NonNull<HandleSlot>) {
+        // SAFETY: made by a test, and released once.
+        unsafe { HandleSlot::release(slot) };
+    }
+
+    fn lookup(table: &HandleTable, word: usize) -> Result<usize, HandleError> {
+        table.lookup(word, Faults::NONE)
+    }
+
+    #[test]
+    fn slots_keep_their_addresses_and_values_through_every_growth() {
+        let table = HandleTable::new();
+        let maker = Maker::new(&table, 3);
+        let slots: Vec<_> = (0..5000).map(|value| maker.make(value)).collect();
+        for (value, slot) in slots.iter().enumerate() {
+            // SAFETY: in use, with a `usize`.
+            assert_eq!(unsafe { slot.as_ref().read::<usize>() }, value);
+        }
+        let mut distinct = slots.clone();
+        distinct.sort_unstable();
+        distinct.dedup();
+        assert_eq!(distinct.len(), slots.len());
+        slots.into_iter().for_each(release);
+    }
+
+    #[test]
+    fn what_a_mutator_leaves_unused_is_used_by_the_next_whatever_its_shard() {
+        let table = HandleTable::new();
+        let first = Maker::new(&table, 1);
+        let slot = first.make(1);
+        table.give_back(&first.free);
+        assert!(first.free.get().is_null());
+        release(slot);
+        let made: usize = table.slots().count();
+        for number in 2..40 {
+            let next = Maker::new(&table, number);
+            let slot = next.make(2);
+            assert_eq!(usize::from(home(slot)), number as usize & (super::SHARDS - 1));
+            release(slot);
+            table.give_back(&next.free);
+        }
+        assert_eq!(table.slots().count(), made, "the table has not grown");
+    }
+
+    /// The shard a slot is released to.
+    fn home(slot: NonNull<HandleSlot>) -> u8 {
+        // SAFETY: a slot of a live table.
+        unsafe { slot.as_ref() }.home.get()
+    }
+
+    /// H3, at the end: the last generation is not given out, so its slot is never used again, and its last word is stale for ever.
+    #[test]
+    fn a_slot_whose_words_are_used_up_is_retired() {
+        let table = HandleTable::new();
+        let maker = Maker::new(&table, 1);
+        let slot = maker.make(1);
+        // SAFETY: in use, by this test alone.
+        let state = unsafe { &slot.as_ref().state };
+        let mut last = State(state.load(Ordering::Relaxed));
+        while last.released().is_usable() {
+            last = last.exposed().released().with_kind(super::Kind::Owned);
+            if last.generation() + 1 == State::LAST_GENERATION {
+                break;
+            }
+        }
+        state.store(last.0, Ordering::Relaxed);
+        // SAFETY: in use, and used as a word from here on.
+        let word = unsafe { HandleSlot::expose(slot) };
+        assert_eq!(lookup(&table, word), Ok(1));
+        table.release_raw(word).unwrap();
+        assert_eq!(lookup(&table, word), Err(HandleError::Stale { word }));
+        let others: Vec<_> = (0..200).map(|value| maker.make(value)).collect();
+        assert!(others.iter().all(|other| *other != slot));
+        assert_eq!(State(state.load(Ordering::Relaxed)).kind(), super::Kind::Retired);
+        assert_eq!(lookup(&table, word), Err(HandleError::Stale { word }));
+        others.into_iter().for_each(release);
+    }
+
+    /// H2: a slot that is being read is passed over, and used when the reader is done.
+    #[test]
+    fn a_slot_with_a_reader_is_not_taken() {
+        let table = HandleTable::new();
+        let maker = Maker::new(&table, 1);
+        let word = maker.expose(1);
+        let (slot, _) = table.find(word).unwrap();
+        slot.state.fetch_add(State::ONE_READER, Ordering::Relaxed);
+        table.release_raw(word).unwrap();
+        let during: Vec<_> = (0..200).map(|value| maker.make(value)).collect();
+        assert!(during.iter().all(|other| !ptr::eq(other.as_ptr(), slot)));
+        slot.state.fetch_sub(State::ONE_READER, Ordering::Release);
+        let after: Vec<_> = (0..200).map(|value| maker.make(value)).collect();
+        assert!(after.iter().any(|other| ptr::eq(other.as_ptr(), slot)));
+        during.into_iter().chain(after).for_each(release);
+    }
+
+    /// H4: the table lives as long as its last handle, and is freed by it (a memory checker sees that it is, once).
+    #[test]
+    fn handles_that_outlive_their_world_are_released_into_it() {
+        let table = HandleTable::new();
+        let maker = Maker::new(&table, 1);
+        let slots: Vec<_> = (0..100).map(|value| maker.make(value)).collect();
+        let raw = maker.expose(7);
+        assert_eq!(lookup(&table, raw), Ok(7));
+        table.give_back(&maker.free);
+        drop(table);
+        std::thread::scope(|scope| {
+            for part in slots.chunks(30) {
+                let part: Vec<usize> = part.iter().map(|slot| slot.as_ptr().expose_provenance()).collect();
+                scope.spawn(move || {
+                    for address in part {
+                        release(NonNull::new(ptr::with_exposed_provenance_mut(address)).unwrap());
+                    }
+                });
+            }
+        });
+    }
+
+    #[test]
+    fn no_word_but_one_given_out_is_good() {
+        let table = HandleTable::new();
+        let maker = Maker::new(&table, 1);
+        let words: Vec<_> = (0..300).map(|value| maker.expose(value)).collect();
+        let mut word = 0x9E37_79B9_usize;
+        for round in 0..200_000_usize {
+            word = word.wrapping_mul(0x5851_F42D_4C95_7F2D_u64 as usize).wrapping_add(round);
+            // Half of them near a real word, where a slip would show.
+            let word =
+                if round % 2 == 0 { word } else { words[round % 300] ^ (1 << (word % usize::BITS as usize)) };
+            match words.iter().position(|real| *real == word) {
+                Some(value) => assert_eq!(lookup(&table, word), Ok(value)),
+                None => assert!(lookup(&table, word).is_err(), "{word:#x}"),
+            }
+        }
+        assert_eq!(lookup(&table, 0), Err(HandleError::Zero));
+        words.into_iter().for_each(|word| table.release_raw(word).unwrap());
+    }
+}

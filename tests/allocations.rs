@@ -245,6 +245,62 @@ fn handing_over_a_reference_allocates_nothing() {
     }
 }
 
+/// Handles of every kind, and locals: the slots of a table are used again, as are the chunks of locals.
+#[test]
+fn making_reading_and_releasing_handles_allocates_nothing() {
+    for world in worlds() {
+        let mut mutator = world.attach().unwrap();
+        let object = world.vm().heap().alloc(&[], b"one");
+        assert_no_allocation(CALLS / 10, || {
+            let handle = mutator.handle(object);
+            assert_eq!(mutator.load(&handle), object);
+            let weak = mutator.weak_handle(object);
+            assert_eq!(mutator.load_weak(&weak), Some(object));
+            let raw = handle.into_raw();
+            assert_eq!(mutator.lookup(raw), Ok(object));
+            world.release(raw).unwrap();
+        });
+        // Hundreds at once, released together by foreign code.
+        let mut handles = Vec::with_capacity(500);
+        assert_no_allocation(CALLS / 10_000, || {
+            handles.extend((0..500).map(|_| mutator.handle(object)));
+            mutator.foreign_call().run(|| handles.clear());
+        });
+        assert_no_allocation(CALLS / 10_000, || {
+            mutator.scope(|scope| {
+                for _ in 0..500 {
+                    scope.root(object);
+                }
+            });
+        });
+    }
+}
+
+/// A pause that reports them allocates nothing for them either.
+#[test]
+fn enumerating_handles_allocates_nothing() {
+    struct Count(usize);
+    impl reentry::RootVisitor<Ref> for Count {
+        fn slot(&mut self, _: reentry::Slot<'_, Ref>) {
+            self.0 += 1;
+        }
+        fn pinned(&mut self, _: Ref) {}
+        fn transitively_pinned(&mut self, _: Ref) {}
+    }
+    for world in worlds() {
+        let mut mutator = world.attach().unwrap();
+        let object = world.vm().heap().alloc(&[], b"one");
+        let handles: Vec<_> = (0..500).map(|_| mutator.handle(object)).collect();
+        assert_no_allocation(10, || {
+            mutator.pause(|stopped| {
+                let mut count = Count(0);
+                stopped.enumerate(&mut count);
+                assert_eq!(count.0, handles.len());
+            });
+        });
+    }
+}
+
 /// Polls, with no pause in force and with pauses that another thread makes all the time: the slow paths of a poll, of the way back
 /// from foreign code and of the way into an upcall allocate nothing either.
 #[test]

@@ -87,7 +87,7 @@ impl State {
     const KIND: usize = 0b111;
     const EXPOSED: usize = 1 << 3;
     const GENERATION_SHIFT: u32 = 4;
-    const LAST_GENERATION: usize = (1 << GENERATION_BITS) - 1;
+    pub(super) const LAST_GENERATION: usize = (1 << GENERATION_BITS) - 1;
     const READER_SHIFT: u32 = Self::GENERATION_SHIFT + GENERATION_BITS;
     pub(super) const ONE_READER: usize = 1 << Self::READER_SHIFT;
 
