@@ -409,6 +409,11 @@ mod tests {
         unsafe { HandleSlot::release(slot) };
     }
 
+    /// What a word names.
+    ///
+    /// # Errors
+    ///
+    /// As [`HandleTable::lookup`].
     fn lookup(table: &HandleTable, word: usize) -> Result<usize, HandleError> {
         table.lookup(word, Faults::NONE)
     }
