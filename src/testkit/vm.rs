@@ -273,25 +273,27 @@ impl<F: FaultSet> TestVm<F> {
         let mut roots = Roots { collection: &mut collection, failed: None };
         stopped.enumerate(&mut roots);
         if let Some((address, stale)) = roots.failed {
+            keep_weak(stopped, &collection);
             return Err(self.name(stopped, number, address, stale));
         }
         for global in self.globals().iter_mut() {
-            *global = collection
-                .forward(*global)
-                .map_err(|stale| UndeadRoot::elsewhere(number, "a global", stale))?;
+            *global = collection.forward(*global).map_err(|stale| {
+                keep_weak(stopped, &collection);
+                UndeadRoot::elsewhere(number, "a global", stale)
+            })?;
         }
         collection.reach();
+        // Looked at first: a collection that is given up keeps every object, so no weak handle may have been cleared by then.
         let mut failed = None;
-        stopped.update_weak(|reference| match collection.survivor(reference) {
-            Ok(survivor) => survivor,
-            Err(stale) => {
-                failed.get_or_insert(stale);
-                Some(reference)
-            }
+        stopped.update_weak(|reference| {
+            failed = failed.or(collection.survivor(reference).err());
+            Some(reference)
         });
         if let Some(stale) = failed {
+            keep_weak(stopped, &collection);
             return Err(UndeadRoot::elsewhere(number, "a weak handle", stale));
         }
+        stopped.update_weak(|reference| collection.survivor(reference).unwrap_or(None));
         let summary = collection.finish();
         self.remember(stopped, number);
         if self.stack_moves == StackMoves::EveryCollection {
@@ -424,6 +426,11 @@ impl<F: FaultSet> TestVm<F> {
         }
         found
     }
+}
+
+/// Updates weak handles for a collection that is given up: what it has moved stays where it is now, everything else where it was.
+fn keep_weak<F: FaultSet>(stopped: &StoppedWorld<'_, TestVm<F>>, collection: &Collection<'_>) {
+    stopped.update_weak(|reference| Some(collection.survivor(reference).ok().flatten().unwrap_or(reference)));
 }
 
 /// The pc of an activation that runs no interpreter frame: also that of a crossing for which no anchor was given.

@@ -385,6 +385,30 @@ fn a_weak_handle_follows_its_object_and_is_empty_when_it_has_died() {
     assert_eq!(mutator.load_weak(&fresh), Some(pinned));
 }
 
+/// The test VM gives a collection up when it finds a stale root. What lived then lives still, and its weak handles know where.
+#[test]
+fn a_collection_that_is_given_up_clears_no_weak_handle() {
+    let world = world();
+    let mut mutator = world.attach().unwrap();
+    let (moved, unreached) = (text(&world, "moved before"), text(&world, "not reached"));
+    let (strong, weak) =
+        (mutator.handle(moved), [mutator.weak_handle(moved), mutator.weak_handle(unreached)]);
+    let dead = text(&world, "dead");
+    let gone = mutator.weak_handle(dead);
+    let global = world.vm().add_global(Ref::NULL);
+    world.vm().set_global(global, Ref::from_address(1));
+    assert!(TestVm::collect_in(&mut mutator).unwrap_err().to_string().contains("a global"));
+    let now = weak.each_ref().map(|weak| mutator.load_weak(weak).unwrap());
+    assert_eq!(now[0], mutator.load(&strong));
+    assert_ne!(now[0], moved);
+    assert_text(&world, now[0], "moved before");
+    assert_text(&world, now[1], "not reached");
+    world.vm().set_global(global, Ref::NULL);
+    collect(&mut mutator);
+    assert_text(&world, mutator.load_weak(&weak[0]).unwrap(), "moved before");
+    assert_eq!((mutator.load_weak(&weak[1]), mutator.load_weak(&gone)), (None, None));
+}
+
 /// A collector that was written before there were weak handles: safe, and they keep their objects.
 #[test]
 fn to_a_collector_that_knows_nothing_of_them_weak_handles_are_roots() {
