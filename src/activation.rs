@@ -125,6 +125,10 @@ struct ResultNode {
     next: *const ResultNode,
     kind: EntryKind,
     word: UnsafeCell<MaybeUninit<usize>>,
+    /// The number by which an upcall can release it before the call ends; 0 if none can.
+    number: u64,
+    /// It has been released: written by its own thread while managed, and never taken back (I3). Not the facade's cell, since the arena drops nothing.
+    released: core::cell::Cell<bool>,
 }
 
 impl ForeignFrame {
@@ -253,8 +257,18 @@ impl ForeignFrame {
 
     /// Keeps `value` as a root or pin of this call until it ends.
     pub(crate) fn add_result<T: Copy>(&self, kind: EntryKind, value: T) -> *mut T {
-        let node =
-            ResultNode { next: self.results.get(), kind, word: UnsafeCell::new(MaybeUninit::uninit()) };
+        self.add_releasable(kind, value, 0)
+    }
+
+    /// [`add_result`](Self::add_result) for what [`release_result`](Self::release_result) can end, by a number the mutator has not used before.
+    pub(crate) fn add_releasable<T: Copy>(&self, kind: EntryKind, value: T, number: u64) -> *mut T {
+        let node = ResultNode {
+            next: self.results.get(),
+            kind,
+            word: UnsafeCell::new(MaybeUninit::uninit()),
+            number,
+            released: core::cell::Cell::new(false),
+        };
         let node = self.arena().alloc(node);
         let word = word_of::<T>(node.word.get().cast());
         // SAFETY: just allocated, large enough (asserted in `word_of`) and not shared yet.
@@ -293,15 +307,39 @@ impl ForeignFrame {
         drop(unclaimed);
     }
 
-    /// Calls `visit` for each result an upcall has handed to C.
+    /// Calls `visit` for each result an upcall has handed to C, and for each argument that can be released and has not been.
     pub(crate) fn results(&self, mut visit: impl FnMut(Entry)) {
         let mut node = self.results.get();
         while !node.is_null() {
             // SAFETY: nodes live in the arena, which is reset only after `results` has been cleared.
             let result = unsafe { &*node };
-            visit(Entry::new(result.kind, result.word.get().cast()));
+            if !result.released.get() {
+                visit(Entry::new(result.kind, result.word.get().cast()));
+            }
             node = result.next;
         }
+    }
+
+    /// Whether the argument of this call that has a number is held still; `None` if there is none. For its own thread, while managed.
+    pub(crate) fn is_held(&self, number: u64) -> Option<bool> {
+        self.find_result(number).map(|result| !result.released.get())
+    }
+
+    /// Ends the argument of this call that has a number. Says whether it had not ended before; `None` if there is none. For its own thread, while managed.
+    pub(crate) fn release_result(&self, number: u64) -> Option<bool> {
+        self.find_result(number).map(|result| !result.released.replace(true))
+    }
+
+    fn find_result(&self, number: u64) -> Option<&ResultNode> {
+        let mut node = self.results.get();
+        // SAFETY: as in `results`.
+        while let Some(result) = unsafe { node.as_ref() } {
+            if result.number == number {
+                return Some(result);
+            }
+            node = result.next;
+        }
+        None
     }
 
     /// The callee-saved registers, for a scan.

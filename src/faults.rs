@@ -39,6 +39,10 @@ impl Faults {
     pub const NO_SKIP_CHECK: Self = Self(1 << 12);
     /// An upcall does not look at how much stack is left.
     pub const NO_STACK_CHECK: Self = Self(1 << 13);
+    /// A handle released during a pause is gone from the roots at once.
+    pub const HANDLE_RELEASED_AT_ONCE: Self = Self(1 << 16);
+    /// Looking a raw handle up does not count its reader.
+    pub const LOOKUP_UNCOUNTED: Self = Self(1 << 17);
 
     /// Says whether `self` takes away all that `fault` does.
     #[inline(always)]

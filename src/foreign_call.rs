@@ -13,7 +13,7 @@ use crate::control::MachineState;
 use crate::errno::Errno;
 use crate::mutator::Mutator;
 use crate::record::Header;
-use crate::root::{Argument, Pinned, Root};
+use crate::root::{Argument, Pinned, ReleasableRoot, ReleaseToken, Root};
 use crate::root_stack::{EntryKind, OpenGroup, RootMark};
 use crate::state::Event;
 use crate::thread::Record;
@@ -275,6 +275,43 @@ impl<'m, V: StackScanner> ForeignCall<'m, V> {
         self.vm().admit(unsafe { slot.as_ptr().read() }, ArgumentPlan::RootInPlace)?;
         let entry = self.push(EntryKind::InPlace, slot.as_ptr());
         Ok(Root::new(entry, self.header(), true))
+    }
+
+    /// Roots `reference` by value until an upcall [releases](Mutator::release_argument) it, or else until the call is dropped: for an argument that C
+    /// says it is done with long before it returns. The one exception to I2, made by whoever holds the token.
+    ///
+    /// Costs a few words of call memory each time. The root of a call that is leaked ends with the next call of its activation that uses call memory.
+    ///
+    /// # Errors
+    ///
+    /// Why the VM refuses the reference.
+    pub fn root_until_released(
+        &mut self,
+        reference: V::Ref,
+    ) -> Result<ReleasableRoot<'m, V::Ref>, ArgumentError> {
+        self.vm().admit(reference, ArgumentPlan::Root)?;
+        self.unfinished = true;
+        let header = self.header();
+        let number = header.releases.get() + 1;
+        header.releases.set(number);
+        let word = self.frame.add_releasable(EntryKind::Root, reference, number);
+        // SAFETY: `world` points to the `Shared<V>` whose record this is, which outlives it.
+        let world = unsafe { (*header.world.cast::<crate::pause::Shared<V>>()).pins.number() };
+        let token = ReleaseToken { world, mutator: header.id.get(), number };
+        // SAFETY: the address of a word of call memory.
+        Ok(ReleasableRoot::new(unsafe { NonNull::new_unchecked(word) }, token))
+    }
+
+    /// Reads a reference rooted with [`root_until_released`](Self::root_until_released): where the object is now, or `None` if it was released.
+    #[must_use]
+    pub fn get_unless_released(&self, root: ReleasableRoot<'_, V::Ref>) -> Option<V::Ref> {
+        let header = self.header();
+        let token = root.token();
+        // SAFETY: as in `root_until_released`.
+        let world = unsafe { (*header.world.cast::<crate::pause::Shared<V>>()).pins.number() };
+        let ours = (token.world, token.mutator) == (world, header.id.get());
+        // SAFETY: held by this call, so its memory is; this thread is managed.
+        (ours && self.frame.is_held(token.number) == Some(true)).then(|| unsafe { root.slot().read() })
     }
 
     /// Pins `reference`: the object lives and does not move until the call is dropped.

@@ -3,7 +3,7 @@
 use crate::activation::{ForeignFrame, RelocationError, StackEnd};
 use crate::anchor::Anchor;
 use crate::pause::{Shared, StoppedWorld};
-use crate::pin::Pinner;
+use crate::pin::{PinId, Pinner};
 use crate::record::Header;
 use crate::root_stack::EntryKind;
 use crate::state::Event;
@@ -313,7 +313,7 @@ impl<V: StackScanner> Mutator<V> {
         Ok(call.add_result(kind, reference))
     }
 
-    /// Pins `reference` for as long as `pinner` holds it. See [`Pinner`].
+    /// Pins `reference` for as long as `pinner` holds it, or until [`Pinner::unpin`] ends this pin. See [`Pinner`].
     ///
     /// # Errors
     ///
@@ -323,15 +323,55 @@ impl<V: StackScanner> Mutator<V> {
     ///
     /// If `pinner` is another world's.
     #[track_caller]
-    pub fn pin_with(&mut self, pinner: &mut Pinner<V::Ref>, reference: V::Ref) -> Result<(), ArgumentError> {
+    pub fn pin_with(
+        &mut self,
+        pinner: &mut Pinner<V::Ref>,
+        reference: V::Ref,
+    ) -> Result<PinId, ArgumentError> {
+        self.pin_with_plan(pinner, ArgumentPlan::Pin, reference)
+    }
+
+    /// Pins `reference` and everything reachable from it, at each collection, for as long as `pinner` holds it: for a structure that C keeps and walks.
+    ///
+    /// # Errors
+    ///
+    /// If the VM cannot pin the object so.
+    ///
+    /// # Panics
+    ///
+    /// If `pinner` is another world's.
+    #[track_caller]
+    pub fn pin_transitively_with(
+        &mut self,
+        pinner: &mut Pinner<V::Ref>,
+        reference: V::Ref,
+    ) -> Result<PinId, ArgumentError> {
+        self.pin_with_plan(pinner, ArgumentPlan::TransitivePin, reference)
+    }
+
+    /// Either pin.
+    ///
+    /// # Errors
+    ///
+    /// If the VM cannot pin the object.
+    ///
+    /// # Panics
+    ///
+    /// If `pinner` is another world's.
+    #[track_caller]
+    fn pin_with_plan(
+        &mut self,
+        pinner: &mut Pinner<V::Ref>,
+        plan: ArgumentPlan,
+        reference: V::Ref,
+    ) -> Result<PinId, ArgumentError> {
         assert!(
             pinner.is_of(&self.shared().pins),
             "reentry: the pinner used at {} is of another world; make one with this world's `World::pinner`",
             Location::caller()
         );
-        self.vm().admit(reference, ArgumentPlan::Pin)?;
-        pinner.add(reference);
-        Ok(())
+        self.vm().admit(reference, plan)?;
+        Ok(pinner.add(plan, reference))
     }
 }
 

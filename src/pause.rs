@@ -9,19 +9,23 @@
 use crate::activation::ForeignFrame;
 use crate::anchor::Anchor;
 use crate::faults::Faults;
+use crate::handle_table::HandleTable;
+use crate::leaks::Leaks;
 use crate::pin::PinTable;
 use crate::record::{Header, MutatorRecord};
 use crate::registry::{Coordinator, PauseHeldHere};
 use crate::root_stack::{Entry, EntryKind};
 use crate::state::STOP;
 use crate::sync::{relax, thread_token};
-use crate::vm::{ArgumentPlan, FrameKind, RootVisitor, Segment, Slot, StackScanner, Vm};
+use crate::vm::{ArgumentPlan, FrameKind, Report, RootVisitor, Segment, Slot, StackScanner, Vm};
 use crate::{RelocationError, StackEnd};
+use core::cell::Cell;
 use core::fmt;
 use core::marker::PhantomData;
 use core::ops::Range;
 use core::panic::Location;
 use core::ptr::NonNull;
+use core::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
 
 /// What the mutators, stoppers and handles of one world share.
@@ -33,10 +37,39 @@ pub(crate) struct Shared<V: Vm> {
     pub(crate) pins: Arc<PinTable<V::Ref>>,
     /// The bytes of native stack an upcall must find.
     pub(crate) stack_reserve: usize,
+    /// The values in it are of `V::Ref`.
+    pub(crate) handles: HandleTable,
+    /// The leaks have been reported at shutdown: not again. Written by whoever shuts down; read when nobody else has the world.
+    pub(crate) leaks_reported: AtomicBool,
+}
+
+impl<V: Vm> Shared<V> {
+    /// What outlives calls and has not been given back.
+    pub(crate) fn leaks(&self) -> Leaks {
+        let mut leaks = Leaks::default();
+        self.handles.leaks(&mut leaks);
+        self.pins.leaks(&mut leaks);
+        leaks.sort();
+        leaks
+    }
+
+    /// Reports what keeps objects alive still, once in the life of the world: at its shutdown or its end.
+    pub(crate) fn report_leaks(&self) {
+        // Orders nothing: whoever finds it clear reports.
+        if self.leaks_reported.load(Ordering::Relaxed) {
+            return;
+        }
+        let leaks = self.leaks();
+        if leaks.keeps_objects() && !self.leaks_reported.swap(true, Ordering::Relaxed) {
+            self.vm.report(&Report::Leaked { leaks: &leaks });
+        }
+    }
 }
 
 impl<V: Vm> Drop for Shared<V> {
     fn drop(&mut self) {
+        // The VM and the tables are there until this function is over.
+        self.report_leaks();
         for header in self.coordinator.drain_idle() {
             // SAFETY: a record is made by `Box::into_raw` of a `MutatorRecord<V::Local>`; an idle one is nobody else's.
             drop(unsafe { Box::from_raw(header.cast_mut().cast::<MutatorRecord<V::Local>>()) });
@@ -65,7 +98,8 @@ impl<V: StackScanner> Shared<V> {
         registry.holder = Some(thread_token());
         // The gate is shut: the list is ours until `resume` gives it back.
         let mutators = core::mem::take(&mut registry.attached);
-        let stopped = StoppedWorld { shared: self, mutators, _thread: PhantomData };
+        let handles_frozen = Cell::new(false);
+        let stopped = StoppedWorld { shared: self, mutators, handles_frozen, _thread: PhantomData };
         self.pins.freeze();
         for header in stopped.headers() {
             header.word.ask(STOP);
@@ -112,6 +146,8 @@ impl Coordinator {
 pub struct StoppedWorld<'p, V: StackScanner> {
     shared: &'p Shared<V>,
     mutators: Vec<*const Header>,
+    /// Which handles there are has been noted, for the rest of the pause.
+    handles_frozen: Cell<bool>,
     /// The thread that stopped the world resumes it: it is the one a poll in the pause is refused on.
     _thread: PhantomData<*mut ()>,
 }
@@ -138,14 +174,54 @@ impl<'p, V: StackScanner> StoppedWorld<'p, V> {
     }
 
     /// Reports every root of the world: for each mutator, newest activation first, what its guards declared and then what the
-    /// VM's scanner finds; last, what [`Pinner`](crate::Pinner)s hold.
+    /// VM's scanner finds; last, what [`Handle`](crate::Handle)s, [`WeakHandle`](crate::WeakHandle)s and [`Pinner`](crate::Pinner)s hold.
     ///
-    /// It can be repeated within the pause, and gives the same roots.
+    /// It can be repeated within the pause, and gives the same roots: a handle that a foreign thread releases meanwhile is reported until the pause ends.
     pub fn enumerate(&self, visitor: &mut dyn RootVisitor<V::Ref>) {
         for mutator in self.mutators() {
             mutator.enumerate(visitor);
         }
-        self.shared.pins.for_each(|reference| visitor.pinned(reference));
+        let handles = self.frozen_handles();
+        handles.for_each(V::FAULTS, |slot, weak| if weak { visitor.weak(slot) } else { visitor.slot(slot) });
+        self.shared.pins.for_each(|plan, reference| match plan {
+            ArgumentPlan::TransitivePin => visitor.transitively_pinned(reference),
+            _ => visitor.pinned(reference),
+        });
+    }
+
+    /// Asks `now` of each weak handle's reference where the object is now: `Some` is its reference from now on, `None` says that it is dead, and
+    /// clears the handle.
+    ///
+    /// For a collector whose [`RootVisitor::weak`] does not keep the object alive; it must call this before the pause ends, when it knows what lives and where
+    /// it is. What was reported by [`enumerate`](Self::enumerate) is asked for, cleared handles not again.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use reentry::testkit::TestVm;
+    /// use reentry::World;
+    ///
+    /// let world = World::new(TestVm::new());
+    /// let mut mutator = world.attach()?;
+    /// let object = world.vm().heap().alloc(&[], b"cached");
+    /// let cached = mutator.weak_handle(object);
+    /// // A collector that finds the object alive where it was, and one that finds it dead.
+    /// mutator.pause(|stopped| stopped.update_weak(Some));
+    /// assert_eq!(mutator.load_weak(&cached), Some(object));
+    /// mutator.pause(|stopped| stopped.update_weak(|_| None));
+    /// assert_eq!(mutator.load_weak(&cached), None);
+    /// # Ok::<(), reentry::AttachError>(())
+    /// ```
+    pub fn update_weak(&self, now: impl FnMut(V::Ref) -> Option<V::Ref>) {
+        self.frozen_handles().update_weak(now);
+    }
+
+    /// The handles, with the set of them noted for the rest of the pause.
+    fn frozen_handles(&self) -> &HandleTable {
+        if !self.handles_frozen.replace(true) {
+            self.shared.handles.freeze();
+        }
+        &self.shared.handles
     }
 }
 

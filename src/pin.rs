@@ -3,37 +3,88 @@
 //! A pin declared on a [`ForeignCall`](crate::ForeignCall) ends with the call. A [`Pinner`] is for an object whose address C keeps for longer. The
 //! form is that of Go's `runtime.Pinner`.
 
+use crate::leaks::Leaks;
+use crate::vm::ArgumentPlan;
 use core::fmt;
+use core::panic::Location;
+use core::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// What the pinners of one world hold: one list for each owner.
 pub(crate) struct PinTable<R> {
+    /// No other table of the process has it.
+    number: usize,
     pins: Mutex<Pins<R>>,
 }
 
 struct Pins<R> {
-    owners: Vec<Option<Vec<R>>>,
+    owners: Vec<Option<Owner<R>>>,
+    /// The next pin's number.
+    next: u64,
     /// A pause is in force: the roots of the world must stay what they are.
     frozen: bool,
     /// Pins that were ended during the pause: they end with it.
-    ended: Vec<R>,
+    ended: Vec<Pin<R>>,
+}
+
+struct Owner<R> {
+    site: &'static Location<'static>,
+    /// Where a pin has ended there is room for another.
+    pins: Vec<Option<Pin<R>>>,
+    /// The places of `pins` that are free.
+    free: Vec<usize>,
+}
+
+/// One pin.
+#[derive(Clone, Copy)]
+struct Pin<R> {
+    /// No other pin of the table has or had it.
+    number: u64,
+    plan: ArgumentPlan,
+    reference: R,
+}
+
+impl<R: Copy> Owner<R> {
+    fn len(&self) -> usize {
+        self.pins.len() - self.free.len()
+    }
 }
 
 impl<R: Copy> Pins<R> {
-    /// Empties an owner's list, now or at the end of the pause.
+    /// Ends every pin of an owner, now or at the end of the pause.
     fn end(&mut self, owner: usize) {
-        let Some(held) = &mut self.owners[owner] else { return };
+        let Some(owner) = &mut self.owners[owner] else { return };
         if self.frozen {
-            self.ended.append(held);
-        } else {
-            held.clear();
+            self.ended.extend(owner.pins.iter().flatten());
         }
+        owner.pins.clear();
+        owner.free.clear();
+    }
+
+    /// Ends one pin, now or at the end of the pause. Says whether it was there.
+    fn end_one(&mut self, owner: usize, id: PinId) -> bool {
+        let Some(owner) = &mut self.owners[owner] else { return false };
+        let Some(place) = owner.pins.get_mut(id.place) else { return false };
+        let Some(pin) = place.take_if(|pin| pin.number == id.number) else { return false };
+        owner.free.push(id.place);
+        if self.frozen {
+            self.ended.push(pin);
+        }
+        true
     }
 }
 
 impl<R: Copy> PinTable<R> {
     pub(crate) fn new() -> Self {
-        Self { pins: Mutex::new(Pins { owners: Vec::new(), frozen: false, ended: Vec::new() }) }
+        // A number, nothing else hangs on it.
+        static NUMBERS: AtomicUsize = AtomicUsize::new(0);
+        let pins = Pins { owners: Vec::new(), next: 0, frozen: false, ended: Vec::new() };
+        Self { number: NUMBERS.fetch_add(1, Ordering::Relaxed), pins: Mutex::new(pins) }
+    }
+
+    /// A number that names this table's world in the process.
+    pub(crate) fn number(&self) -> usize {
+        self.number
     }
 
     fn with<T>(&self, f: impl FnOnce(&mut Pins<R>) -> T) -> T {
@@ -54,13 +105,41 @@ impl<R: Copy> PinTable<R> {
         });
     }
 
-    /// Calls `visit` for each pinned reference, on a copy: the visitor may drop a pinner of its own.
-    pub(crate) fn for_each(&self, visit: impl FnMut(R)) {
-        let held: Vec<R> =
-            self.with(|pins| pins.owners.iter().flatten().flatten().chain(&pins.ended).copied().collect());
-        held.into_iter().for_each(visit);
+    /// Calls `visit` for each pinned reference and how it is pinned, on a copy: the visitor may drop a pinner of its own.
+    pub(crate) fn for_each(&self, mut visit: impl FnMut(ArgumentPlan, R)) {
+        let held: Vec<Pin<R>> = self.with(|pins| {
+            let owned = pins.owners.iter().flatten().flat_map(|owner| owner.pins.iter().flatten());
+            owned.chain(&pins.ended).copied().collect()
+        });
+        held.into_iter().for_each(|pin| visit(pin.plan, pin.reference));
+    }
+
+    /// Adds the owners that hold pins.
+    pub(crate) fn leaks(&self, leaks: &mut Leaks) {
+        self.with(|pins| {
+            for owner in pins.owners.iter().flatten().filter(|owner| owner.len() > 0) {
+                leaks.add_pins(owner.site, owner.len());
+            }
+        });
     }
 }
+
+/// One pin of a [`Pinner`], to end it before the others: a plain value, which can travel through C.
+///
+/// It names its pin for ever: when the pin has ended, [`Pinner::unpin`] says so, whatever was pinned since.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
+pub struct PinId {
+    table: usize,
+    place: usize,
+    number: u64,
+}
+
+/// A pin that could not be ended, because this owner holds no such pin.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[error(
+    "this pinner holds no such pin: it has ended already, or is another pinner's; end each pin once, through the pinner that made it"
+)]
+pub struct UnpinError;
 
 /// An owner of pins that are not tied to one call. Dropping it ends them.
 ///
@@ -73,26 +152,45 @@ pub struct Pinner<R: Copy> {
 }
 
 impl<R: Copy> Pinner<R> {
-    pub(crate) fn new(table: Arc<PinTable<R>>) -> Self {
+    pub(crate) fn new(table: Arc<PinTable<R>>, site: &'static Location<'static>) -> Self {
+        let new = Owner { site, pins: Vec::new(), free: Vec::new() };
         let owner = table.with(|pins| match pins.owners.iter().position(Option::is_none) {
             Some(free) => {
-                pins.owners[free] = Some(Vec::new());
+                pins.owners[free] = Some(new);
                 free
             }
             None => {
-                pins.owners.push(Some(Vec::new()));
+                pins.owners.push(Some(new));
                 pins.owners.len() - 1
             }
         });
         Self { table, owner }
     }
 
-    fn with<T>(&self, f: impl FnOnce(&mut Vec<R>) -> T) -> T {
-        self.table.with(|pins| f(pins.owners[self.owner].get_or_insert_default()))
-    }
-
-    pub(crate) fn add(&mut self, reference: R) {
-        self.with(|held| held.push(reference));
+    /// Adds a pin.
+    ///
+    /// # Panics
+    ///
+    /// Never: an owner is in its table until it is dropped.
+    pub(crate) fn add(&mut self, plan: ArgumentPlan, reference: R) -> PinId {
+        self.table.with(|pins| {
+            let number = pins.next;
+            let owner = pins.owners[self.owner].as_mut();
+            let owner = owner.expect("an owner is in the table until it is dropped");
+            let pin = Some(Pin { number, plan, reference });
+            let place = match owner.free.pop() {
+                Some(place) => {
+                    owner.pins[place] = pin;
+                    place
+                }
+                None => {
+                    owner.pins.push(pin);
+                    owner.pins.len() - 1
+                }
+            };
+            pins.next += 1;
+            PinId { table: self.table.number, place, number }
+        })
     }
 
     /// Says whether this is an owner in `table`.
@@ -105,10 +203,38 @@ impl<R: Copy> Pinner<R> {
         self.table.with(|pins| pins.end(self.owner));
     }
 
+    /// Ends one pin (during a pause: when the pause ends). The object stays where it is if something else pins it.
+    ///
+    /// # Errors
+    ///
+    /// If this owner holds no such pin: it has ended, or is another's. Nothing has been changed.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use reentry::{testkit::TestVm, World};
+    /// let world = World::new(TestVm::new());
+    /// let mut mutator = world.attach()?;
+    /// let buffer = world.vm().heap().alloc(&[], b"buffer");
+    /// let mut pinner = world.pinner();
+    /// let once = mutator.pin_with(&mut pinner, buffer)?;
+    /// let twice = mutator.pin_with(&mut pinner, buffer)?;
+    /// pinner.unpin(once)?;
+    /// assert!(pinner.unpin(once).is_err());
+    /// assert_eq!(pinner.len(), 1); // pinned still
+    /// pinner.unpin(twice)?;
+    /// assert!(pinner.is_empty());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn unpin(&mut self, pin: PinId) -> Result<(), UnpinError> {
+        let ended = pin.table == self.table.number && self.table.with(|pins| pins.end_one(self.owner, pin));
+        if ended { Ok(()) } else { Err(UnpinError) }
+    }
+
     /// Returns how many pins this owner holds, counting an object as often as it was pinned.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.with(|held| held.len())
+        self.table.with(|pins| pins.owners[self.owner].as_ref().map_or(0, Owner::len))
     }
 
     /// Says whether this owner holds no pin.

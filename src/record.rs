@@ -9,9 +9,10 @@
 //! - `roots`, the records, `stacks`, `local`: its own thread while managed; the stopper while the mutator is published in a pause (I4).
 //! - A record's link `newer`: its own thread, also while foreign, on the way into an upcall; stoppers follow `older` only.
 //! - `stopped`: the stopper, during its pause.
-//! - `index`: whoever holds the registry's lock. `next_on_thread`, `ownership`: its own thread.
+//! - `index`: whoever holds the registry's lock. `next_on_thread`, `ownership`, `free_handles`, `releases`: its own thread.
 
 use crate::activation::ForeignFrame;
+use crate::handle_table::HandleSlot;
 use crate::root_stack::RootStack;
 use crate::state::{CrossingWord, State};
 use crate::sync::{Cell, FenceStrategy};
@@ -55,6 +56,10 @@ pub(crate) struct Header {
     pub(crate) stacks: RefCell<Vec<Range<usize>>>,
     /// The thread's own stack: lowest address and base, both 0 where it is not known.
     native_stack: Cell<(usize, usize)>,
+    /// Slots of the world's handle table that this mutator has taken to use next. Its own thread's, while attached.
+    pub(crate) free_handles: Cell<*const HandleSlot>,
+    /// How many arguments that can be released early this mutator has ever declared: each has a number of its own.
+    pub(crate) releases: Cell<u64>,
 }
 
 impl Header {
@@ -73,6 +78,8 @@ impl Header {
             stacks: RefCell::new(Vec::new()),
             stack_limit: Cell::new(0),
             native_stack: Cell::new((0, 0)),
+            free_handles: Cell::new(ptr::null()),
+            releases: Cell::new(0),
         }
     }
 

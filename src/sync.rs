@@ -14,8 +14,30 @@
 #[cfg(not(loom))]
 mod primitive {
     pub(crate) use core::cell::Cell;
-    pub(crate) use core::sync::atomic::{AtomicPtr, AtomicU32};
+    pub(crate) use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicUsize};
     pub(crate) use std::sync::{Condvar, Mutex, MutexGuard};
+
+    /// A cell that is reached by pointer, in a form that loom can watch: a pointer is used within the closure only.
+    #[repr(transparent)]
+    pub(crate) struct UnsafeCell<T>(core::cell::UnsafeCell<T>);
+
+    impl<T> UnsafeCell<T> {
+        pub(crate) const fn new(value: T) -> Self {
+            Self(core::cell::UnsafeCell::new(value))
+        }
+
+        /// Gives `f` the contents to read.
+        #[inline(always)]
+        pub(crate) fn with<R>(&self, f: impl FnOnce(*const T) -> R) -> R {
+            f(self.0.get())
+        }
+
+        /// Gives `f` the contents to read and write.
+        #[inline(always)]
+        pub(crate) fn with_mut<R>(&self, f: impl FnOnce(*mut T) -> R) -> R {
+            f(self.0.get())
+        }
+    }
 
     /// Reads an atomic that no other thread writes, as plain memory.
     ///
@@ -40,8 +62,8 @@ mod primitive {
 
 #[cfg(loom)]
 mod primitive {
-    pub(crate) use loom::cell::Cell;
-    pub(crate) use loom::sync::atomic::{AtomicPtr, AtomicU32};
+    pub(crate) use loom::cell::{Cell, UnsafeCell};
+    pub(crate) use loom::sync::atomic::{AtomicPtr, AtomicU32, AtomicUsize};
     pub(crate) use loom::sync::{Condvar, Mutex, MutexGuard};
 
     /// Reads an atomic that no other thread writes; loom checks that none does.

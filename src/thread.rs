@@ -10,7 +10,7 @@ use crate::record::{Header, MutatorRecord, Ownership};
 use crate::registry::AttachError;
 use crate::state::{Event, State};
 use crate::sync::{Cell, thread_local_const, thread_local_lazy};
-use crate::vm::{FrameKind, StackScanner};
+use crate::vm::{FrameKind, Report, StackScanner};
 use core::any::TypeId;
 use core::cell::{RefCell, UnsafeCell};
 use core::ptr;
@@ -359,7 +359,11 @@ impl<V: StackScanner> Shared<V> {
         }
         // SAFETY: a record of this world, dismissed: nobody else has it.
         let record = unsafe { &*ptr::from_ref(header).cast::<Record<V>>() };
+        // A mutator that detaches is in no call, so what it still declares was leaked.
+        let (mutator, mut leaked) = (header.id.get(), 0);
+        header.roots.all(|_| leaked += 1);
         header.end();
+        self.handles.give_back(&header.free_handles);
         // SAFETY: as above.
         let local = unsafe { (*record.local.get()).take() };
         self.coordinator.give_idle(header);
@@ -371,6 +375,9 @@ impl<V: StackScanner> Shared<V> {
         });
         let entry = entry.unwrap_or_else(|_| late::remove(header));
         drop(local);
+        if leaked > 0 {
+            self.vm.report(&Report::ArgumentsLeaked { mutator, count: leaked });
+        }
         drop(entry);
         Ok(())
     }

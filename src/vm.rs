@@ -11,6 +11,7 @@
 
 use crate::anchor::Anchor;
 use crate::faults::Faults;
+use crate::leaks::Leaks;
 use core::any::Any;
 use core::fmt;
 use core::marker::PhantomData;
@@ -140,6 +141,15 @@ pub trait RootVisitor<R> {
 
     /// A live reference; neither its object nor any object reachable from it may move.
     fn transitively_pinned(&mut self, reference: R);
+
+    /// The slot of a [`WeakHandle`](crate::WeakHandle): it does not keep its object alive.
+    ///
+    /// The default takes it for a live reference, so that a collector that knows nothing of weak handles keeps their objects. One that overrides this has an
+    /// obligation: before the pause ends, and once it knows which objects live, it calls [`StoppedWorld::update_weak`](crate::StoppedWorld::update_weak), which
+    /// tells each weak handle where its object is now or clears it. Otherwise the handle goes on to give a reference to what was freed or has moved.
+    fn weak(&mut self, slot: Slot<'_, R>) {
+        self.slot(slot);
+    }
 }
 
 /// The word a collector may rewrite when the object it refers to moves.
@@ -489,6 +499,18 @@ pub enum Report<'r> {
         /// The foreign call whose foreign code skipped them.
         call_site: Option<&'static Location<'static>>,
     },
+    /// The world ends, or was shut down with nobody attached, and handles or pins that outlive calls have not been given back.
+    Leaked {
+        /// What is left, by the place it was made at.
+        leaks: &'r Leaks,
+    },
+    /// A mutator detached while foreign calls that were leaked still held arguments. They have been released.
+    ArgumentsLeaked {
+        /// The mutator's number.
+        mutator: u64,
+        /// How many roots, pins and kept values there were.
+        count: usize,
+    },
 }
 
 impl fmt::Display for Report<'_> {
@@ -516,6 +538,11 @@ impl fmt::Display for Report<'_> {
                 f,
                 "foreign code skipped the frames of {skipped} upcall(s) of the foreign call at {}; what they held has been released",
                 Site(*call_site)
+            ),
+            Self::Leaked { leaks } => write!(f, "references of this world were not given back: {leaks}"),
+            Self::ArgumentsLeaked { mutator, count } => write!(
+                f,
+                "mutator {mutator} detached with {count} declared argument(s) of foreign calls that were leaked; they have been released"
             ),
         }
     }

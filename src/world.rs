@@ -1,7 +1,9 @@
 //! [`World`]: one VM instance with its mutators; [`Attachment`]: a thread's part in it.
 
 use crate::arch;
+use crate::handle_table::HandleTable;
 use crate::home::set_home;
+use crate::leaks::Leaks;
 use crate::mutator::{Mutator, MutatorParts};
 use crate::pause::{Shared, StoppedWorld};
 use crate::pin::{PinTable, Pinner};
@@ -14,6 +16,7 @@ use crate::vm::StackScanner;
 use core::fmt;
 use core::ops::{Deref, DerefMut};
 use core::panic::Location;
+use core::sync::atomic::AtomicBool;
 use std::sync::Arc;
 
 /// One VM instance: its heap, its mutators, its pauses. Cloning it makes another handle to the same world.
@@ -141,9 +144,35 @@ impl<V: StackScanner> World<V> {
         set_home(&self.shared);
     }
 
-    /// Makes an owner of pins that outlive a call. See [`Pinner`].
+    /// Makes an owner of pins that outlive a call. See [`Pinner`]. Where this was called is what [`leaks`](Self::leaks) names it by.
+    #[track_caller]
     pub fn pinner(&self) -> Pinner<V::Ref> {
-        Pinner::new(Arc::clone(&self.shared.pins))
+        Pinner::new(Arc::clone(&self.shared.pins), Location::caller())
+    }
+
+    /// Lists the handles, weak handles and pins that outlive calls and have not been given back, by where they were made.
+    ///
+    /// From any thread in any state; handles made or released meanwhile may be in it or not. When the world ends, or is [shut down](Self::shutdown) with no
+    /// mutator attached, what keeps objects alive then is reported to the VM once, as [`Report::Leaked`](crate::Report::Leaked).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use reentry::{testkit::TestVm, World};
+    /// let world = World::new(TestVm::new());
+    /// let mut mutator = world.attach()?;
+    /// let object = world.vm().heap().alloc(&[], b"kept");
+    /// let handle = mutator.handle(object);
+    /// let leaks = world.leaks();
+    /// assert_eq!(leaks.handles()[0].count, 1);
+    /// assert_eq!(leaks.handles()[0].site.line(), handle.site().line());
+    /// drop(handle);
+    /// assert!(world.leaks().is_empty());
+    /// # Ok::<(), reentry::AttachError>(())
+    /// ```
+    #[must_use]
+    pub fn leaks(&self) -> Leaks {
+        self.shared.leaks()
     }
 
     /// Returns how many mutators are attached, foreign threads included.
@@ -167,8 +196,14 @@ impl<V: StackScanner> World<V> {
     }
 
     /// Shuts the world to new threads: attaching is an error, and a foreign thread's first upcall gets the fallback value. Attached threads go on.
+    ///
+    /// If no thread is attached, nothing can use handles and pins any more: those that are left are [reported](crate::Report::Leaked) now, otherwise
+    /// when the world ends.
     pub fn shutdown(&self) {
         self.shared.coordinator.close();
+        if self.attached() == 0 {
+            self.shared.report_leaks();
+        }
     }
 
     /// Says whether the world has been shut down.
@@ -241,6 +276,8 @@ impl WorldBuilder {
                 vm,
                 pins: Arc::new(PinTable::new()),
                 stack_reserve: self.stack_reserve,
+                handles: HandleTable::new(),
+                leaks_reported: AtomicBool::new(false),
             }),
         }
     }

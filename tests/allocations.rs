@@ -20,6 +20,8 @@ use std::alloc::System;
 thread_local! {
     /// Allocations and reallocations of this thread. Without a destructor, so that it can be counted to the last.
     static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
+    /// Blocks this thread has allocated less those it has freed.
+    static LIVE: Cell<i64> = const { Cell::new(0) };
 }
 
 struct Counting;
@@ -31,12 +33,14 @@ static COUNTING: Counting = Counting;
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         count();
+        LIVE.set(LIVE.get() + 1);
         // SAFETY: promised by the caller.
         unsafe { System.alloc(layout) }
     }
 
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
         count();
+        LIVE.set(LIVE.get() + 1);
         // SAFETY: promised by the caller.
         unsafe { System.alloc_zeroed(layout) }
     }
@@ -48,6 +52,7 @@ unsafe impl GlobalAlloc for Counting {
     }
 
     unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        LIVE.set(LIVE.get() - 1);
         // SAFETY: promised by the caller.
         unsafe { System.dealloc(pointer, layout) }
     }
@@ -241,6 +246,98 @@ fn handing_over_a_reference_allocates_nothing() {
                 .foreign_call()
                 .run(|| unsafe { foreign_call_back_last(hand_over.data_last(), 0, hand_over.data()) });
             assert_eq!(done, 1);
+        });
+    }
+}
+
+/// Handles of every kind, and locals: the slots of a table are used again, as are the chunks of locals.
+#[test]
+fn making_reading_and_releasing_handles_allocates_nothing() {
+    for world in worlds() {
+        let mut mutator = world.attach().unwrap();
+        let object = world.vm().heap().alloc(&[], b"one");
+        assert_no_allocation(CALLS / 10, || {
+            let handle = mutator.handle(object);
+            assert_eq!(mutator.load(&handle), object);
+            let weak = mutator.weak_handle(object);
+            assert_eq!(mutator.load_weak(&weak), Some(object));
+            let raw = handle.into_raw();
+            assert_eq!(mutator.lookup(raw), Ok(object));
+            world.release(raw).unwrap();
+        });
+        // Hundreds at once, released together by foreign code.
+        let mut handles = Vec::with_capacity(500);
+        assert_no_allocation(CALLS / 10_000, || {
+            handles.extend((0..500).map(|_| mutator.handle(object)));
+            mutator.foreign_call().run(|| handles.clear());
+        });
+        assert_no_allocation(CALLS / 10_000, || {
+            mutator.scope(|scope| {
+                for _ in 0..500 {
+                    scope.root(object);
+                }
+            });
+        });
+    }
+}
+
+/// What a world has allocated for its handles is freed when the last of the world and its handles is gone: also when handles outlive the world, words were never
+/// given back, or mutators had taken slots they did not use.
+#[test]
+fn a_world_and_its_handles_free_the_table_between_them() {
+    type End = fn(World<TestVm>, Vec<reentry::Handle<Ref>>);
+    let ends: [End; 4] = [
+        |world, handles| drop((handles, world)),
+        |world, handles| drop((world, handles)),
+        |world, mut handles| {
+            let last = handles.pop().unwrap();
+            drop((handles, world));
+            assert_eq!(last.site().file(), file!());
+        },
+        |world, mut handles| {
+            let _never_given_back = handles.pop().unwrap().into_raw();
+            drop((world, handles));
+        },
+    ];
+    // The first round warms up what belongs to the thread.
+    for round in 0..3 {
+        for (number, end) in ends.iter().enumerate() {
+            let before = LIVE.get();
+            let world = World::new(TestVm::new());
+            let mut handles = Vec::new();
+            for _ in 0..3 {
+                let mut mutator = world.attach().unwrap();
+                let object = world.vm().heap().alloc(&[], b"one");
+                handles.extend((0..100).map(|_| mutator.handle(object)));
+                drop(mutator.weak_handle(object));
+            }
+            end(world, handles);
+            assert!(round == 0 || LIVE.get() == before, "end {number}: {} blocks left", LIVE.get() - before);
+        }
+    }
+}
+
+/// A pause that reports them allocates nothing for them either.
+#[test]
+fn enumerating_handles_allocates_nothing() {
+    struct Count(usize);
+    impl reentry::RootVisitor<Ref> for Count {
+        fn slot(&mut self, _: reentry::Slot<'_, Ref>) {
+            self.0 += 1;
+        }
+        fn pinned(&mut self, _: Ref) {}
+        fn transitively_pinned(&mut self, _: Ref) {}
+    }
+    for world in worlds() {
+        let mut mutator = world.attach().unwrap();
+        let object = world.vm().heap().alloc(&[], b"one");
+        let handles: Vec<_> = (0..500).map(|_| mutator.handle(object)).collect();
+        assert_no_allocation(10, || {
+            mutator.pause(|stopped| {
+                let mut count = Count(0);
+                stopped.enumerate(&mut count);
+                assert_eq!(count.0, handles.len());
+            });
         });
     }
 }

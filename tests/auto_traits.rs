@@ -11,6 +11,10 @@ use reentry::{
     Pinner, RelocationError, Report, Root, Slot, StoppedMutator, StoppedWorld, UpcallClosure, World,
     WorldBuilder,
 };
+use reentry::{
+    Handle, HandleError, LeakSite, Leaks, Local, PinId, RawHandle, ReleasableRoot, ReleaseError,
+    ReleaseToken, Scope, UnpinError, WeakHandle,
+};
 use static_assertions::{assert_impl_all, assert_not_impl_any};
 
 /// What the assertions below allow works: a world is used from a thread that it did not come from.
@@ -69,3 +73,24 @@ type Closure<R, F> = UpcallClosure<'static, TestVm, (i32,), R, F>;
 assert_impl_all!(Closure<i32, u8>: Send, Sync);
 assert_not_impl_any!(Closure<i32, *const ()>: Send, Sync);
 assert_not_impl_any!(Closure<*const (), u8>: Send, Sync);
+
+// A handle goes wherever references may go, and is let go of there; so does its word, which is a number.
+assert_impl_all!(Handle<Ref>: Send, Sync);
+assert_not_impl_any!(Handle<Ref>: Clone, Copy);
+assert_not_impl_any!(Handle<*const ()>: Send, Sync);
+assert_impl_all!(WeakHandle<Ref>: Send, Sync);
+assert_not_impl_any!(WeakHandle<Ref>: Clone, Copy);
+assert_not_impl_any!(WeakHandle<*const ()>: Send, Sync);
+assert_impl_all!(RawHandle: Send, Sync, Copy, UnwindSafe, RefUnwindSafe);
+assert_impl_all!(PinId: Send, Sync, Copy);
+assert_impl_all!(ReleaseToken: Send, Sync, Copy);
+assert_impl_all!(HandleError: Send, Sync, UnwindSafe, RefUnwindSafe);
+assert_impl_all!(UnpinError: Send, Sync, UnwindSafe, RefUnwindSafe);
+assert_impl_all!(ReleaseError: Send, Sync, UnwindSafe, RefUnwindSafe);
+assert_impl_all!(Leaks: Send, Sync, Clone);
+assert_impl_all!(LeakSite: Send, Sync, Copy);
+
+// A scope and its locals are their thread's.
+assert_not_impl_any!(Scope<'static, TestVm>: Send, Sync, Clone);
+assert_not_impl_any!(Local<'static, Ref>: Send, Sync);
+assert_not_impl_any!(ReleasableRoot<'static, Ref>: Send, Sync);

@@ -501,6 +501,8 @@ fn declare<F: FaultSet>(
     let admitted = "checked just now: it is of this heap";
     let mut slot = None;
     match guard {
+        // Null needs no pin, and can have none.
+        Guard::Pins | Guard::TransitivePins if reference.is_null() => {}
         Guard::Pins => {
             call.pin(reference).expect(admitted);
         }

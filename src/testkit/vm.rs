@@ -273,13 +273,27 @@ impl<F: FaultSet> TestVm<F> {
         let mut roots = Roots { collection: &mut collection, failed: None };
         stopped.enumerate(&mut roots);
         if let Some((address, stale)) = roots.failed {
+            keep_weak(stopped, &collection);
             return Err(self.name(stopped, number, address, stale));
         }
         for global in self.globals().iter_mut() {
-            *global = collection
-                .forward(*global)
-                .map_err(|stale| UndeadRoot::elsewhere(number, "a global", stale))?;
+            *global = collection.forward(*global).map_err(|stale| {
+                keep_weak(stopped, &collection);
+                UndeadRoot::elsewhere(number, "a global", stale)
+            })?;
         }
+        collection.reach();
+        // Looked at first: a collection that is given up keeps every object, so no weak handle may have been cleared by then.
+        let mut failed = None;
+        stopped.update_weak(|reference| {
+            failed = failed.or(collection.survivor(reference).err());
+            Some(reference)
+        });
+        if let Some(stale) = failed {
+            keep_weak(stopped, &collection);
+            return Err(UndeadRoot::elsewhere(number, "a weak handle", stale));
+        }
+        stopped.update_weak(|reference| collection.survivor(reference).unwrap_or(None));
         let summary = collection.finish();
         self.remember(stopped, number);
         if self.stack_moves == StackMoves::EveryCollection {
@@ -414,6 +428,11 @@ impl<F: FaultSet> TestVm<F> {
     }
 }
 
+/// Updates weak handles for a collection that is given up: what it has moved stays where it is now, everything else where it was.
+fn keep_weak<F: FaultSet>(stopped: &StoppedWorld<'_, TestVm<F>>, collection: &Collection<'_>) {
+    stopped.update_weak(|reference| Some(collection.survivor(reference).ok().flatten().unwrap_or(reference)));
+}
+
 /// The pc of an activation that runs no interpreter frame: also that of a crossing for which no anchor was given.
 const IDLE: usize = 0;
 
@@ -496,6 +515,9 @@ impl RootVisitor<Ref> for Roots<'_, '_> {
     fn pinned(&mut self, _: Ref) {}
 
     fn transitively_pinned(&mut self, _: Ref) {}
+
+    /// Keeps nothing: `update_weak` below says what became of it.
+    fn weak(&mut self, _: Slot<'_, Ref>) {}
 }
 
 impl<F: FaultSet> Vm for TestVm<F> {
@@ -510,11 +532,14 @@ impl<F: FaultSet> Vm for TestVm<F> {
         TestLocal { stack: RefCell::new(stack), declared: Cell::new(false) }
     }
 
-    fn admit(&self, reference: Ref, _plan: ArgumentPlan) -> Result<(), ArgumentError> {
-        if reference.is_null() || self.heap.owns(reference) {
-            Ok(())
-        } else {
-            Err(ArgumentError::NotOfThisWorld { reference: reference.address() })
+    fn admit(&self, reference: Ref, plan: ArgumentPlan) -> Result<(), ArgumentError> {
+        match plan {
+            // Null has no address that could stay.
+            ArgumentPlan::Pin | ArgumentPlan::TransitivePin if reference.is_null() => {
+                Err(ArgumentError::NotAnObject { reference: 0 })
+            }
+            _ if reference.is_null() || self.heap.owns(reference) => Ok(()),
+            _ => Err(ArgumentError::NotOfThisWorld { reference: reference.address() }),
         }
     }
 }

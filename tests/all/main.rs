@@ -2,7 +2,9 @@
 #![expect(clippy::missing_panics_doc, reason = "a test fails by panicking")]
 
 mod anchors;
+mod early_release;
 mod founding;
+mod handles;
 mod hostile;
 mod hosts;
 mod layout;
@@ -10,12 +12,14 @@ mod leaks;
 mod leaving;
 mod misuse;
 mod nesting;
+mod pins;
 mod plain;
 mod programs;
 mod qsort;
 mod reentry;
 mod references;
 mod relocation;
+mod scopes;
 mod threads;
 mod walker;
 mod witness;

@@ -81,6 +81,8 @@ protections! {
     RelaxedResume = RELAXED_RESUME;
     UngatedAttach = UNGATED_ATTACH;
     UngatedDetach = UNGATED_DETACH;
+    HandleReleasedAtOnce = HANDLE_RELEASED_AT_ONCE;
+    LookupUncounted = LOOKUP_UNCOUNTED;
 }
 
 /// How many objects the heap has: two of its own for each of two mutators.
@@ -347,7 +349,7 @@ pub(crate) fn attach<P: Protection>(
 pub(crate) struct UnlessPanicking<T>(core::mem::ManuallyDrop<T>);
 
 impl<T> UnlessPanicking<T> {
-    fn new(value: T) -> Self {
+    pub(crate) fn new(value: T) -> Self {
         Self(core::mem::ManuallyDrop::new(value))
     }
 }

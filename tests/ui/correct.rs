@@ -22,5 +22,13 @@ fn main() {
     assert_eq!(call.run(|| callback(1)), 2);
     assert_eq!((call.get(root), call.read(argument)), (1, 2));
     drop(call);
+    let handle = mutator.handle(7);
+    let in_scope = mutator.scope(|scope| {
+        let local = scope.root(8);
+        scope.poll();
+        scope.get(local) + scope.load(&handle)
+    });
+    assert_eq!(in_scope, 15);
+    std::thread::spawn(move || drop(handle)).join().unwrap();
     assert_eq!(mutator.pause(|stopped| stopped.mutators().count()), 1);
 }

@@ -170,6 +170,31 @@ impl<'heap> Collection<'heap> {
         Ok(if known.is_null() { self.copy(place) } else { known })
     }
 
+    /// Reaches everything that is to live, once every root has been forwarded: after this [`survivor`](Self::survivor) knows who does.
+    ///
+    /// # Panics
+    ///
+    /// If the system has no memory.
+    pub fn reach(&mut self) {
+        self.scan();
+    }
+
+    /// Returns where an object is from now on, or `None` if nothing has reached it: for references that keep nothing alive. Null gives null.
+    ///
+    /// # Errors
+    ///
+    /// [`StaleReference`] if `r` names no object.
+    pub fn survivor(&self, r: Ref) -> Result<Option<Ref>, StaleReference> {
+        if r.is_null() {
+            return Ok(Some(r));
+        }
+        let place = self.state.locate(r)?;
+        let Some(to) = self.ledgers.get(place.block).map(|ledger| ledger.went_to(place.granule)) else {
+            return Ok(Some(r));
+        };
+        Ok((!to.is_null()).then_some(to))
+    }
+
     /// Scans everything reached and frees the rest.
     ///
     /// A field that names no object, which only foreign code can bring about, is left as it is: its next use is

@@ -26,6 +26,26 @@ pub struct Quad {
     pub words: [usize; 4],
 }
 
+/// User data beside its callback, as a C library keeps them.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct Entry {
+    /// What [`foreign_fire`] calls.
+    pub callback: Option<unsafe extern "C" fn(c_int, *mut c_void) -> c_int>,
+    /// What it is given.
+    pub user_data: *mut c_void,
+}
+
+/// A resource that knows whether it is open.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(C)]
+pub struct Resource {
+    /// 1 until [`foreign_close`].
+    pub open: c_int,
+    /// How often [`foreign_use`] has used it.
+    pub uses: c_int,
+}
+
 macro_rules! foreign {
     ($($(#[$meta:meta])* fn $name:ident($($argument:ident: $ty:ty),*) $(-> $result:ty)?;)*) => {
         unsafe extern "C" {
@@ -107,4 +127,18 @@ foreign! {
     fn foreign_give(disguised: usize, key: usize, callback: extern "C" fn(usize) -> c_int) -> c_int;
     /// `callback` with `disguised ^ key` in the third word of a struct passed by value.
     fn foreign_give_struct(disguised: usize, key: usize, callback: extern "C" fn(Quad) -> c_int) -> c_int;
+    /// Stores both in the entry.
+    fn foreign_register(entry: *mut Entry, callback: unsafe extern "C" fn(c_int, *mut c_void) -> c_int, user_data: *mut c_void);
+    /// The entry, by value and back.
+    fn foreign_copy_entry(entry: Entry) -> Entry;
+    /// `entry->callback(x, entry->user_data)`.
+    fn foreign_fire(entry: *const Entry, x: c_int) -> c_int;
+    /// Closes the resource.
+    fn foreign_close(resource: *mut Resource);
+    /// How often the resource was open, of before and after `callback(0)`.
+    fn foreign_use(resource: *mut Resource, callback: Callback) -> c_int;
+    /// `callback(x)`, or `otherwise` if [`foreign_leap`] leaps past it.
+    fn foreign_call_back_and_land(callback: Callback, x: c_int, otherwise: c_int) -> c_int;
+    /// Leaps to this thread's last [`foreign_call_back_and_land`], past every frame in between.
+    fn foreign_leap();
 }
