@@ -36,7 +36,7 @@ fn foreign_call(c: &mut Criterion) {
         if fence == FenceStrategy::Asymmetric {
             group.bench_function("leaf", |b| {
                 // SAFETY: `foreign_add` is short and does nothing else.
-                b.iter(|| unsafe { mutator.leaf_call(|| add_in_c(add)) });
+                b.iter(|| unsafe { mutator.leaf_call(|_| add_in_c(add)) });
             });
         }
         for roots in [0, 1, 3, 8_usize] {

@@ -57,6 +57,8 @@ pub(crate) struct ForeignFrame {
     arena: UnsafeCell<Bump>,
     /// The panic of an upcall of this call, to resume when it returns.
     pending: UnsafeCell<Option<Payload>>,
+    /// A function of the record's address, written once: the last word, so that what runs into the record from below or fills it is noticed. See `chain.rs`.
+    pub(crate) canary: Cell<usize>,
 }
 
 /// An anchor the machine can write in place. Not the facade's cell: its address must be that of three words, also under loom.
@@ -94,6 +96,11 @@ pub(crate) mod after {
     pub(crate) const PENDING: u32 = 2;
 }
 
+/// The canary of a record at an address: what nobody writes there by chance.
+pub(crate) fn canary_of<T>(record: *const T) -> usize {
+    (record.addr() ^ 0x5EED_CA9A_u64 as usize).rotate_left(17) ^ 0x0DD_BA11
+}
+
 struct ResultNode {
     next: *const ResultNode,
     kind: EntryKind,
@@ -117,6 +124,47 @@ impl ForeignFrame {
             registers: UnsafeCell::new([0; arch::SAVED_REGISTERS]),
             arena: UnsafeCell::new(Bump::new()),
             pending: UnsafeCell::new(None),
+            canary: Cell::new(0),
+        }
+    }
+
+    /// Writes the canary, now that the record is where it stays.
+    pub(crate) fn settle(&self) {
+        self.canary.set(self.expected_canary());
+    }
+
+    /// The canary that belongs here.
+    pub(crate) fn expected_canary(&self) -> usize {
+        canary_of(ptr::from_ref(self))
+    }
+
+    /// The canary that is here.
+    pub(crate) fn canary(&self) -> usize {
+        self.canary.get()
+    }
+
+    /// The depth as it stands in memory, whoever wrote it.
+    pub(crate) fn depth_now(&self) -> u32 {
+        // SAFETY: a field of a live record.
+        unsafe { (&raw const self.depth).read_volatile() }
+    }
+
+    /// The link to the next older record as it stands in memory, whoever wrote it.
+    pub(crate) fn older_now(&self) -> *const Self {
+        // SAFETY: a field of a live record; it is compared and not followed.
+        unsafe { (&raw const self.older).read_volatile() }
+    }
+
+    /// The kind as it stands in memory, which need not be one.
+    pub(crate) fn kind_byte(&self) -> u8 {
+        #[cfg(not(loom))]
+        {
+            // SAFETY: a field of a live record, of one byte (`FrameKind` is `repr(u8)`), which any byte is a value of as a `u8`.
+            unsafe { (&raw const self.kind).cast::<u8>().read_volatile() }
+        }
+        #[cfg(loom)]
+        {
+            self.kind.get() as u8
         }
     }
 
@@ -148,6 +196,8 @@ impl ForeignFrame {
     pub(crate) fn grow_slow(&self) -> *const Self {
         debug_assert!(self.newer.get().is_null());
         let newer = Box::into_raw(Box::new(Self::new(self, self.depth + 1))).cast_const();
+        // SAFETY: just made, and not shared yet.
+        unsafe { (*newer).settle() };
         self.newer.set(newer);
         newer
     }

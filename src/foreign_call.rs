@@ -9,14 +9,18 @@
 
 use crate::activation::{ForeignFrame, after};
 use crate::anchor::Anchor;
+use crate::checked::CHECKED;
 use crate::errno::Errno;
+use crate::foreign_value::ForeignValue;
 use crate::mutator::Mutator;
+use crate::pause::Shared;
+use crate::pointers::PassedAddresses;
 use crate::record::Header;
 use crate::root::{Argument, Pinned, Root};
 use crate::root_stack::{EntryKind, OpenGroup, RootMark};
 use crate::state::Event;
 use crate::thread::Record;
-use crate::transition::{cross_out, overtaken, refuse, resume_pending, with_capture};
+use crate::transition::{check_event, cross_out, overtaken, refuse, resume_pending, with_capture};
 use crate::vm::{ArgumentError, ArgumentPlan, StackScanner};
 use bumpalo::Bump;
 use core::ffi::{CStr, c_char, c_void};
@@ -63,6 +67,9 @@ impl<V: StackScanner> Mutator<V> {
         if !header.word.is_managed_in(self.frame()) {
             refuse(header, Event::ForeignCall, Location::caller());
         }
+        if CHECKED {
+            check_event(header, self.frame(), Event::ForeignCall, Location::caller());
+        }
         let mark = header.roots.mark();
         ForeignCall {
             record,
@@ -72,6 +79,7 @@ impl<V: StackScanner> Mutator<V> {
             anchor: None,
             declared: false,
             unfinished: false,
+            passed: PassedAddresses::default(),
             _mutator: PhantomData,
         }
     }
@@ -106,12 +114,14 @@ pub struct ForeignCall<'m, V: StackScanner> {
     declared: bool,
     /// Whether the record may hold argument memory, results or a panic.
     unfinished: bool,
+    /// Checked mode: the addresses it takes to foreign code.
+    passed: PassedAddresses,
     _mutator: PhantomData<(&'m mut (), *mut ())>,
 }
 
 impl<'m, V: StackScanner> ForeignCall<'m, V> {
     #[inline(always)]
-    fn header(&self) -> &'m Header {
+    pub(crate) fn header(&self) -> &'m Header {
         &self.record.header
     }
 
@@ -119,6 +129,19 @@ impl<'m, V: StackScanner> ForeignCall<'m, V> {
     fn push<T>(&mut self, kind: EntryKind, value: T) -> RootMark {
         self.declared = true;
         self.header().roots.push(&mut self.group, kind, value)
+    }
+
+    /// Checked mode: what `run` refuses and reports, for a call that makes no transition this time.
+    #[inline(always)]
+    pub(crate) fn check_leaf(&mut self, site: &'static Location<'static>) {
+        if CHECKED {
+            let (header, frame) = (self.header(), self.frame);
+            check_event(header, frame, Event::ForeignCall, site);
+            if self.declared {
+                header.roots.seal(self.group);
+            }
+            self.passed.judge(self.shared(), header, frame, site);
+        }
     }
 
     fn arena(&mut self) -> &'m Bump {
@@ -133,16 +156,21 @@ impl<'m, V: StackScanner> ForeignCall<'m, V> {
     /// Unless `ours`.
     #[inline(always)]
     #[track_caller]
-    fn check(&self, ours: bool) {
+    fn check_token(&self, ours: bool) {
         if !ours {
             refuse_token(Location::caller());
         }
     }
 
     #[inline(always)]
-    fn vm(&self) -> &'m V {
+    fn shared(&self) -> &'m Shared<V> {
         // SAFETY: `world` points to the `Shared<V>` whose record this is, which outlives it.
-        unsafe { &(*self.header().world.cast::<crate::pause::Shared<V>>()).vm }
+        unsafe { &*self.header().world.cast::<Shared<V>>() }
+    }
+
+    #[inline(always)]
+    pub(crate) fn vm(&self) -> &'m V {
+        &self.shared().vm
     }
 
     /// Gives the walk of this activation its start: for a VM with frames of its own. The scanner gets what is given here, unchecked (obligation
@@ -236,12 +264,16 @@ impl<'m, V: StackScanner> ForeignCall<'m, V> {
     ///
     /// It is the place for out-parameters as well: C writes here, where neither a collection nor a relocation moves it, and
     /// [`read`](Self::read) copies the result out when the call is managed again (I8). Nothing is dropped, hence `Copy`.
-    pub fn copy<T: Copy>(&mut self, value: T) -> Argument<'m, T> {
+    ///
+    /// In checked mode the addresses in it are [checked](Self::check) when the call runs, hence [`ForeignValue`].
+    pub fn copy<T: Copy + ForeignValue>(&mut self, value: T) -> Argument<'m, T> {
+        self.passed.note(&value);
         Argument::new(NonNull::from(self.arena().alloc(value)), self.header())
     }
 
-    /// Copies a slice to memory of the call.
-    pub fn copy_slice<T: Copy>(&mut self, values: &[T]) -> Argument<'m, [T]> {
+    /// Copies a slice to memory of the call. The addresses in it are checked as those of [`copy`](Self::copy).
+    pub fn copy_slice<T: Copy + ForeignValue>(&mut self, values: &[T]) -> Argument<'m, [T]> {
+        self.passed.note(values);
         Argument::new(NonNull::from(self.arena().alloc_slice_copy(values)), self.header())
     }
 
@@ -260,6 +292,38 @@ impl<'m, V: StackScanner> ForeignCall<'m, V> {
         Ok(Argument::new(NonNull::from(bytes).cast(), self.header()))
     }
 
+    /// Checks, when the call runs, that the addresses in `value` that lie in the heap are protected: for what travels in the closure given to [`run`](Self::run).
+    ///
+    /// The rule is cgo's: foreign code may be given the address of an object only while something keeps the object in place. An address is protected if a pin that covers it is in force:
+    /// declared by this call, before or after this check, by an older call of this mutator that is still in progress, or held by any [`Pinner`](crate::Pinner) of the world. For an object that
+    /// [does not move](crate::Residence::Fixed) a root is as good. Any transitive pin in force counts as covering, since what is reachable from it is not followed.
+    /// What is not protected is reported as [`Report::UnprotectedPointer`](crate::Report::UnprotectedPointer); the call goes on.
+    ///
+    /// [`copy`](Self::copy), [`copy_slice`](Self::copy_slice) and the arguments of [`invoke`](Self::invoke) are checked without being asked. The VM says what lies in the heap with
+    /// [`Vm::locate`](crate::Vm::locate) and [`Vm::covers`](crate::Vm::covers). In checked mode only (debug builds, and the feature `checked`): otherwise it does nothing. A slice of a type
+    /// without addresses costs nothing, however long.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use reentry::{testkit::TestVm, World};
+    /// let world = World::new(TestVm::new());
+    /// let mut mutator = world.attach()?;
+    /// let text = world.vm().heap().alloc(&[], b"text");
+    /// let bytes = world.vm().heap().payload(text).unwrap();
+    ///
+    /// let mut call = mutator.foreign_call();
+    /// call.check(&bytes);
+    /// call.pin(text).unwrap(); // without this the VM would be told of an unprotected pointer
+    /// // SAFETY: pinned, and four bytes long.
+    /// assert_eq!(call.run(|| unsafe { *bytes }), b't');
+    /// # Ok::<(), reentry::AttachError>(())
+    /// ```
+    #[inline(always)]
+    pub fn check<T: ForeignValue + ?Sized>(&mut self, value: &T) {
+        self.passed.note(value);
+    }
+
     /// Reads call memory, after the crossing back.
     ///
     /// # Panics
@@ -269,7 +333,7 @@ impl<'m, V: StackScanner> ForeignCall<'m, V> {
     #[must_use]
     #[track_caller]
     pub fn read<T: Copy>(&self, argument: Argument<'m, T>) -> T {
-        self.check(argument.is_of(self.header()));
+        self.check_token(argument.is_of(self.header()));
         // SAFETY: the memory holds a `T` since `copy`, and what C wrote there is what the unsafe call promised; it is reset when the
         // call is dropped, and an argument of another call of this mutator is of an older one, which is not over.
         unsafe { argument.as_ptr().read() }
@@ -284,7 +348,7 @@ impl<'m, V: StackScanner> ForeignCall<'m, V> {
     #[must_use]
     #[track_caller]
     pub fn read_slice<T: Copy>(&self, argument: Argument<'m, [T]>) -> &[T] {
-        self.check(argument.is_of(self.header()));
+        self.check_token(argument.is_of(self.header()));
         // SAFETY: as for `read`; C writes only while the call runs, which needs the guard to itself.
         unsafe { &*argument.as_ptr() }
     }
@@ -298,7 +362,7 @@ impl<'m, V: StackScanner> ForeignCall<'m, V> {
     #[must_use]
     #[track_caller]
     pub fn get(&self, root: Root<'_, V::Ref>) -> V::Ref {
-        self.check(root.is_of(self.header()));
+        self.check_token(root.is_of(self.header()));
         // SAFETY: the token's entry is this mutator's, and not released while the token's borrow lasts; this thread is managed.
         unsafe { root.slot().read() }
     }
@@ -316,9 +380,15 @@ impl<'m, V: StackScanner> ForeignCall<'m, V> {
     pub fn run<R>(&mut self, f: impl FnOnce() -> R) -> R {
         let site = Location::caller();
         let (header, frame, vm) = (self.header(), self.frame, self.vm());
+        if CHECKED {
+            check_event(header, frame, Event::ForeignCall, site);
+        }
         frame.site.set(Some(site));
         if self.declared {
             header.roots.seal(self.group);
+        }
+        if CHECKED {
+            self.passed.judge(self.shared(), header, frame, site);
         }
         let given = self.anchor.is_some();
         // Until `f` has returned: if it unwinds, the drop must look at the record.
@@ -357,12 +427,17 @@ impl<'m, V: StackScanner> ForeignCall<'m, V> {
     ///
     /// `function` may be called with `arguments`, and they stay valid for the call.
     ///
+    /// In checked mode the addresses in the arguments are [checked](Self::check).
+    ///
     /// # Panics
     ///
     /// As [`run`](Self::run).
     #[inline(always)]
     #[track_caller]
     pub unsafe fn invoke<F: ForeignFunction>(&mut self, function: F, arguments: F::Arguments) -> F::Output {
+        if CHECKED {
+            F::addresses(&arguments, &mut |index, address| self.passed.push(address, Some(index)));
+        }
         // SAFETY: promised by the caller.
         self.run(|| unsafe { function.call(arguments) })
     }
@@ -381,9 +456,15 @@ impl<'m, V: StackScanner> ForeignCall<'m, V> {
         if !header.word.is_managed_in(frame) {
             refuse(header, Event::ForeignCall, site);
         }
+        if CHECKED {
+            check_event(header, frame, Event::ForeignCall, site);
+        }
         frame.site.set(Some(site));
         if self.declared {
             header.roots.seal(self.group);
+        }
+        if CHECKED {
+            self.passed.judge(self.shared(), header, frame, site);
         }
         self.unfinished = true;
         with_capture::<V, ()>(frame, self.anchor, site, || {
@@ -525,6 +606,10 @@ pub unsafe trait ForeignFunction: Copy + sealed::Sealed {
     ///
     /// Whatever the function asks for.
     unsafe fn call(self, arguments: Self::Arguments) -> Self::Output;
+
+    /// Calls `visit` with the number of the argument and each address in it.
+    #[doc(hidden)]
+    fn addresses(arguments: &Self::Arguments, visit: &mut dyn FnMut(usize, usize));
 }
 
 mod sealed {
@@ -535,13 +620,21 @@ macro_rules! foreign_function {
     ($($argument:ident: $Argument:ident),*) => {
         impl<R, $($Argument),*> sealed::Sealed for unsafe extern "C" fn($($Argument),*) -> R {}
         // SAFETY: a function pointer.
-        unsafe impl<R, $($Argument),*> ForeignFunction for unsafe extern "C" fn($($Argument),*) -> R {
+        unsafe impl<R, $($Argument: ForeignValue),*> ForeignFunction for unsafe extern "C" fn($($Argument),*) -> R {
             type Arguments = ($($Argument,)*);
             type Output = R;
             #[inline(always)]
             unsafe fn call(self, ($($argument,)*): Self::Arguments) -> R {
                 // SAFETY: promised by the caller.
                 unsafe { self($($argument),*) }
+            }
+            fn addresses(($($argument,)*): &Self::Arguments, visit: &mut dyn FnMut(usize, usize)) {
+                let mut numbers = 0_usize..;
+                $(
+                    let number = numbers.next().unwrap_or_default();
+                    $argument.addresses(&mut |address| visit(number, address));
+                )*
+                let _ = (&mut numbers, visit);
             }
         }
     };

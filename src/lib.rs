@@ -5,15 +5,19 @@ mod activation;
 mod anchor;
 mod arch;
 mod arity;
+mod chain;
+mod checked;
 mod errno;
 #[doc(hidden)]
 pub mod faults;
 mod foreign_call;
+mod foreign_value;
 mod home;
 mod leaf;
 mod mutator;
 mod pause;
 mod pin;
+mod pointers;
 mod record;
 mod registry;
 mod root;
@@ -34,8 +38,11 @@ pub mod testkit;
 
 pub use activation::{RelocationError, StackEnd};
 pub use anchor::Anchor;
+pub use chain::{ChainDamage, ChainError};
 pub use errno::Errno;
 pub use foreign_call::{Foreign, ForeignCall, ForeignFunction, InteriorNul, NullFunction};
+pub use foreign_value::{ForeignValue, NoAddresses};
+pub use leaf::{Leaf, LeafSite, LentBytes};
 pub use mutator::{HandOverError, Mutator};
 pub use pause::{Activation, Activations, Declared, StoppedMutator, StoppedWorld};
 pub use pin::Pinner;
@@ -45,7 +52,7 @@ pub use state::State;
 pub use sync::FenceStrategy;
 pub use upcall::{UpcallBody, UpcallClosure, upcall_fn, upcall_fn_or};
 pub use vm::{
-    ArgumentError, ArgumentPlan, Capture, Crossing, FrameKind, Report, RootVisitor, Segment, Slot,
+    ArgumentError, ArgumentPlan, Capture, Crossing, FrameKind, Report, Residence, RootVisitor, Segment, Slot,
     StackScanner, Vm,
 };
 pub use world::{Attachment, DetachError, World, WorldBuilder};

@@ -9,9 +9,12 @@
 //! - `roots`, the records, `stacks`, `local`: its own thread while managed; the stopper while the mutator is published in a pause (I4).
 //! - A record's link `newer`: its own thread, also while foreign, on the way into an upcall; stoppers follow `older` only.
 //! - `stopped`: the stopper, during its pause.
+//! - `checked`: its own thread; its canary and stack bounds also a stopper, during its pause.
 //! - `index`: whoever holds the registry's lock. `next_on_thread`, `ownership`: its own thread.
 
-use crate::activation::ForeignFrame;
+use crate::activation::{ForeignFrame, canary_of};
+use crate::arch;
+use crate::checked::{CHECKED, Checked};
 use crate::root_stack::RootStack;
 use crate::state::{CrossingWord, State};
 use crate::sync::{Cell, FenceStrategy};
@@ -51,6 +54,8 @@ pub(crate) struct Header {
     pub(crate) id: Cell<u64>,
     pub(crate) index: Cell<usize>,
     pub(crate) stacks: RefCell<Vec<Range<usize>>>,
+    /// What checked mode keeps. Last, for its canary.
+    pub(crate) checked: Checked,
 }
 
 impl Header {
@@ -67,7 +72,24 @@ impl Header {
             id: Cell::new(0),
             index: Cell::new(usize::MAX),
             stacks: RefCell::new(Vec::new()),
+            checked: Checked::new(),
         }
+    }
+
+    /// Writes the canaries, now that the record is where it stays.
+    pub(crate) fn settle(&self) {
+        self.checked.canary.set(self.expected_canary());
+        self.base.settle();
+    }
+
+    /// The canary that belongs here.
+    pub(crate) fn expected_canary(&self) -> usize {
+        canary_of(core::ptr::from_ref(self))
+    }
+
+    /// The canary that is here.
+    pub(crate) fn canary(&self) -> usize {
+        self.checked.canary.get()
     }
 
     /// The state, seen from its own thread.
@@ -88,6 +110,10 @@ impl Header {
         self.base.machine_sp.set(0);
         self.base.entry_sp.set(entry_sp);
         self.base.roots_base.set(self.roots.mark());
+        self.checked.leave_region();
+        // Asking the system has been paid for where there is an `entry_sp`; a foreign thread's first upcall pays for it in checked mode only.
+        let bounds = if CHECKED || entry_sp != 0 { arch::stack_bounds() } else { None };
+        self.checked.stack.set(bounds.unwrap_or_default());
     }
 
     /// Gives back what a mutator held, so that the record can serve another thread.

@@ -12,6 +12,8 @@
 
 use crate::activation::ForeignFrame;
 use crate::arch;
+use crate::chain;
+use crate::checked::CHECKED;
 use crate::faults::Faults;
 use crate::home::home;
 use crate::mutator::{Mutator, MutatorParts};
@@ -128,6 +130,9 @@ fn managed_part<V: StackScanner, R>(
         unsafe { arch::store_stack_pointer(frame.entry_sp.as_ptr()) };
     }
     frame.roots_base.set(header.roots.mark());
+    if CHECKED {
+        chain::check::<V>(header);
+    }
     let outcome = unwind::stop(|| {
         // SAFETY: attached and managed until `go_back_out`, and the handle ends with the body.
         let mut parts = unsafe { MutatorParts::new(record, frame) };
@@ -191,6 +196,13 @@ fn abort_managed<V: StackScanner>(record: &Record<V>) -> ! {
     let reason = State::Managed.after(Event::Upcall).err().unwrap_or_default();
     // SAFETY: the word of an attached mutator holds a live record; `older` is null or one: the foreign call the running activation was called from.
     let caller = unsafe { (*header.word.record()).older.as_ref() };
+    if let Some(region) = header.checked.region() {
+        unwind::abort(format_args!(
+            "mutator {} cannot receive an upcall: it is managed, {region}; {reason}; {}",
+            header.id.get(),
+            region.advice()
+        ));
+    }
     match caller {
         Some(caller) => unwind::abort(format_args!(
             "mutator {} cannot receive an upcall: it is managed, in an upcall of the foreign call at {}; {reason}",

@@ -121,7 +121,7 @@ fn a_leaf_call_that_calls_back_aborts() {
             let world = World::new(Small);
             let mut mutator = world.attach().unwrap();
             // SAFETY: broken on purpose: the callee calls back, which is caught.
-            unsafe { mutator.leaf_call(|| call_back(upcall_fn(body))) };
+            unsafe { mutator.leaf_call(|_| call_back(upcall_fn(body))) };
         },
     );
 }

@@ -9,7 +9,8 @@ use std::path::{Path, PathBuf};
 const FLOORS: &[&[&str]] = &[
     // Facade and what needs nothing.
     &["faults", "arity", "errno", "unwind", "anchor"],
-    &["sync"],
+    &["sync", "foreign_value"],
+    &["checked"],
     // The traits, and plain data.
     &["vm"],
     &["state"],
@@ -18,12 +19,12 @@ const FLOORS: &[&[&str]] = &[
     &["root_stack"],
     &["activation"],
     &["record"],
-    &["pin"],
+    &["chain", "pin"],
     // Coordination.
     &["registry"],
     &["safepoint"],
     &["pause"],
-    &["thread"],
+    &["thread", "pointers"],
     // The boundary.
     &["transition"],
     &["mutator"],

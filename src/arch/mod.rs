@@ -9,7 +9,7 @@
 //! | `store_anchor(to, site)` | writes pc, sp and fp of the calling frame |
 //! | `call_with_registers(registers, anchor, f, data)` | writes the callee-saved registers and the caller's anchor, then calls `f(data)` |
 //!
-//! `stack_base()`, which asks the system and not the machine, is here.
+//! `stack_bounds()`, which asks the system and not the machine, is here.
 //!
 //! Assembly stands in this directory only.
 
@@ -30,24 +30,26 @@ pub(crate) use portable::*;
 
 /// Returns the highest address of the calling thread's stack, where the system tells it.
 pub(crate) fn stack_base() -> Option<usize> {
+    stack_bounds().map(|(_, base)| base)
+}
+
+/// Returns the lowest and the highest address of the calling thread's stack, where the system tells them.
+pub(crate) fn stack_bounds() -> Option<(usize, usize)> {
     #[cfg(all(target_os = "linux", not(loom), not(miri)))]
     {
         use crate::sync::{Cell, thread_local_const};
-        thread_local_const! { static BASE: Cell<usize> = Cell::new(0); }
+        thread_local_const! { static BOUNDS: Cell<Option<(usize, usize)>> = Cell::new(None); }
         // Reading it parses /proc/self/maps on a main thread, so once for each thread.
-        if let Some(base) = core::num::NonZero::new(BASE.get()) {
-            return Some(base.get());
-        }
-        let base = linux_stack_base()?;
-        BASE.set(base);
-        Some(base)
+        let bounds = BOUNDS.get().or_else(linux_stack_bounds);
+        BOUNDS.set(bounds);
+        bounds
     }
     #[cfg(not(all(target_os = "linux", not(loom), not(miri))))]
     None
 }
 
 #[cfg(all(target_os = "linux", not(loom), not(miri)))]
-fn linux_stack_base() -> Option<usize> {
+fn linux_stack_bounds() -> Option<(usize, usize)> {
     let mut attributes = core::mem::MaybeUninit::<libc::pthread_attr_t>::uninit();
     // SAFETY: `attributes` is valid for writes; the thread is the calling one.
     if unsafe { libc::pthread_getattr_np(libc::pthread_self(), attributes.as_mut_ptr()) } != 0 {
@@ -59,5 +61,5 @@ fn linux_stack_base() -> Option<usize> {
         unsafe { libc::pthread_attr_getstack(attributes.as_ptr(), &raw mut lowest, &raw mut size) } == 0;
     // SAFETY: as above, and not used afterwards.
     unsafe { libc::pthread_attr_destroy(attributes.as_mut_ptr()) };
-    found.then(|| lowest.addr() + size)
+    found.then(|| (lowest.addr(), lowest.addr() + size))
 }

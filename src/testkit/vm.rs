@@ -6,7 +6,7 @@ use crate::testkit::heap::{Collection, CollectionSummary, Heap, Ref, StaleRefere
 use crate::testkit::interpreter::{NativeArguments, NativeResult};
 use crate::testkit::stack::OperandStack;
 use crate::vm::{
-    ArgumentError, ArgumentPlan, Capture, FrameKind, RootVisitor, Segment, Slot, StackScanner, Vm,
+    ArgumentError, ArgumentPlan, Capture, FrameKind, Residence, RootVisitor, Segment, Slot, StackScanner, Vm,
 };
 use crate::{Anchor, Mutator, StackEnd, StoppedWorld, World};
 use core::cell::{Cell, RefCell};
@@ -515,6 +515,20 @@ impl<F: FaultSet> Vm for TestVm<F> {
         } else {
             Err(ArgumentError::NotOfThisWorld { reference: reference.address() })
         }
+    }
+
+    fn bytes(&self, reference: Ref) -> Option<NonNull<[u8]>> {
+        let length = self.heap.byte_count(reference).ok()?;
+        let payload = NonNull::new(self.heap.payload(reference).ok()?)?;
+        Some(NonNull::slice_from_raw_parts(payload, length))
+    }
+
+    fn locate(&self, address: usize) -> Option<Residence> {
+        self.heap.resolve_interior(address).map(|_| Residence::Movable)
+    }
+
+    fn covers(&self, reference: Ref, address: usize) -> bool {
+        self.heap.resolve_interior(address) == Some(reference)
     }
 }
 
