@@ -2,10 +2,12 @@
 #![expect(clippy::missing_panics_doc, reason = "a test fails by panicking")]
 
 mod anchors;
+mod checked;
 mod founding;
 mod hostile;
 mod hosts;
 mod layout;
+mod leaf;
 mod leaks;
 mod leaving;
 mod misuse;

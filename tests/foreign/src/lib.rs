@@ -107,4 +107,20 @@ foreign! {
     fn foreign_give(disguised: usize, key: usize, callback: extern "C" fn(usize) -> c_int) -> c_int;
     /// `callback` with `disguised ^ key` in the third word of a struct passed by value.
     fn foreign_give_struct(disguised: usize, key: usize, callback: extern "C" fn(Quad) -> c_int) -> c_int;
+    /// The Adler-32 checksum.
+    fn foreign_checksum(bytes: *const c_uchar, length: usize) -> u32;
+    /// Stores one value in the word, waits for a bit of `mask` in the word `asked`, and works on for so many nanoseconds.
+    fn foreign_work_on(word: *const AtomicU32, store: u32, asked: *const AtomicU32, mask: u32, nanoseconds: i64);
+    /// Stores one value in the word and yields until it is another or more, for so many nanoseconds at most; 1 if it came.
+    fn foreign_meet_within(word: *const AtomicU32, store: u32, wait: u32, nanoseconds: i64) -> c_int;
+    /// Writes one word, wherever.
+    fn foreign_overwrite(at: *mut usize, word: usize);
+    /// Writes one byte, wherever.
+    fn foreign_overwrite_byte(at: *mut c_uchar, byte: c_uchar);
+    /// `other` plus the word at an address, if that is not null.
+    fn foreign_first_word(words: *const usize, other: usize) -> usize;
+    /// `body(0)`; 1 if [`foreign_escape`] left it.
+    fn foreign_escapable(body: Callback) -> c_int;
+    /// Goes back to the innermost [`foreign_escapable`] of this thread with `longjmp`, past every frame in between.
+    fn foreign_escape();
 }
