@@ -6,7 +6,7 @@ use core::ptr::NonNull;
 
 /// A value for foreign code that can name the addresses in it, for the pointer check of [`ForeignCall::check`](crate::ForeignCall::check).
 ///
-/// Implemented for C's scalars (`usize` is a number, as in cgo's rule), pointers, references, function pointers, arrays and slices of all of these, and [`MaybeUninit`].
+/// Implemented for C's scalars (`usize` is a number, as in cgo's rule), pointers, function pointers, arrays and slices of all of these, and [`MaybeUninit`].
 /// [`foreign_value!`](crate::foreign_value) implements it for a type of yours in one line; [`NoAddresses`] wraps one of another crate.
 ///
 /// # Examples
@@ -136,9 +136,6 @@ addresses! {
     *mut T: pointer => pointer.cast::<()>().addr();
     NonNull<T>: pointer => pointer.addr().get();
     Option<NonNull<T>>: pointer => pointer.map_or(0, |pointer| pointer.addr().get());
-    &T: reference => core::ptr::from_ref::<T>(reference).cast::<()>().addr();
-    &mut T: reference => core::ptr::from_ref::<T>(reference).cast::<()>().addr();
-    Option<&T>: reference => reference.map_or(0, |reference| core::ptr::from_ref::<T>(reference).cast::<()>().addr());
 }
 
 impl<T: ForeignValue> ForeignValue for [T] {
