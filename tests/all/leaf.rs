@@ -305,7 +305,7 @@ fn a_promoted_leaf_call_does_not_delay_a_pause() {
     assert!(reports[0].contains("it is a full foreign call from now on"), "{reports:?}");
     assert!(SITE.is_promoted());
 
-    assert_eq!(meets_a_pause(&SITE, 60_000_000_000), (1, 1), "the root was reported to the pause");
+    assert_eq!(meets_a_pause(&SITE, 20_000_000_000), (1, 1), "the root was reported to the pause");
     assert_eq!(SITE.over_budget(), 2);
 }
 
@@ -366,7 +366,7 @@ fn a_leaf_call_that_begins_while_a_pause_is_wanted_lets_it_begin() {
         }
         let word = steps.word();
         // SAFETY: the word lives; it does nothing else.
-        let met = unsafe { call.run_leaf(&SITE, || foreign_meet_within(word, 1, 2, 60_000_000_000)) };
+        let met = unsafe { call.run_leaf(&SITE, || foreign_meet_within(word, 1, 2, 20_000_000_000)) };
         assert_eq!(met, 1, "the pause began and ended while C waited for it");
     });
     assert_eq!((world.vm().take_reports(), SITE.over_budget()), (Vec::new(), 0));
@@ -425,5 +425,5 @@ fn errno_survives_the_report_of_a_leaf_call() {
 fn a_site_counts_from_where_it_says() {
     let from_the_start = LeafSite::new(Duration::ZERO).promote_after(0);
     assert!(from_the_start.is_promoted());
-    assert_eq!(meets_a_pause(&from_the_start, 60_000_000_000), (1, 1));
+    assert_eq!(meets_a_pause(&from_the_start, 20_000_000_000), (1, 1));
 }
