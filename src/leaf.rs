@@ -183,6 +183,7 @@ impl LeafSite {
     }
 
     /// How often it has kept a pause waiting for longer.
+    #[inline(always)]
     #[must_use]
     pub fn over_budget(&self) -> u32 {
         self.over.load(Ordering::Relaxed)
