@@ -7,8 +7,9 @@ mod common;
 use common::{BenchVm, SecondThread, Word, criterion, world};
 use core::ffi::c_int;
 use core::hint::black_box;
+use core::time::Duration;
 use criterion::{Criterion, criterion_group, criterion_main};
-use reentry::{FenceStrategy, Mutator};
+use reentry::{FenceStrategy, LeafSite, Mutator};
 use reentry_foreign::foreign_add;
 
 type Add = unsafe extern "C" fn(c_int, c_int) -> c_int;
@@ -23,6 +24,9 @@ fn add_in_c(add: Add) -> c_int {
 /// References, as a VM has them: in memory.
 const WORDS: [Word; 8] = [Word(1), Word(2), Word(3), Word(4), Word(5), Word(6), Word(7), Word(8)];
 
+/// The timed leaf call's place.
+static ADD: LeafSite = LeafSite::new(Duration::from_millis(1));
+
 fn foreign_call(c: &mut Criterion) {
     let _second = SecondThread::start();
     let add: Add = black_box(foreign_add);
@@ -36,7 +40,11 @@ fn foreign_call(c: &mut Criterion) {
         if fence == FenceStrategy::Asymmetric {
             group.bench_function("leaf", |b| {
                 // SAFETY: `foreign_add` is short and does nothing else.
-                b.iter(|| unsafe { mutator.leaf_call(|| add_in_c(add)) });
+                b.iter(|| unsafe { mutator.leaf_call(|_| add_in_c(add)) });
+            });
+            group.bench_function("leaf_timed", |b| {
+                // SAFETY: `foreign_add` is short and does nothing else.
+                b.iter(|| unsafe { mutator.foreign_call().run_leaf(&ADD, || add_in_c(add)) });
             });
         }
         for roots in [0, 1, 3, 8_usize] {

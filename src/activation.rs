@@ -65,6 +65,8 @@ pub(crate) struct ForeignFrame {
     set_aside: Cell<*const ForeignFrame>,
     /// The machine's state on the managed side of a call that preserves it.
     machine: Cell<Saved>,
+    /// A function of the record's address, written once: the last word, so that what runs into the record from below or fills it is noticed. See `chain.rs`.
+    pub(crate) canary: Cell<usize>,
 }
 
 /// What a foreign call asks for that most do not.
@@ -121,6 +123,11 @@ pub(crate) mod after {
     pub(crate) const PENDING: u32 = 2;
 }
 
+/// The canary of a record at an address: what nobody writes there by chance.
+pub(crate) fn canary_of<T>(record: *const T) -> usize {
+    (record.addr() ^ 0x5EED_CA9A_u64 as usize).rotate_left(17) ^ 0x0DD_BA11
+}
+
 struct ResultNode {
     next: *const ResultNode,
     kind: EntryKind,
@@ -151,6 +158,47 @@ impl ForeignFrame {
             terms: Cell::new(None),
             set_aside: Cell::new(ptr::null()),
             machine: Cell::new(Saved::NOTHING),
+            canary: Cell::new(0),
+        }
+    }
+
+    /// Writes the canary, now that the record is where it stays.
+    pub(crate) fn settle(&self) {
+        self.canary.set(self.expected_canary());
+    }
+
+    /// The canary that belongs here.
+    pub(crate) fn expected_canary(&self) -> usize {
+        canary_of(ptr::from_ref(self))
+    }
+
+    /// The canary that is here.
+    pub(crate) fn canary(&self) -> usize {
+        self.canary.get()
+    }
+
+    /// The depth as it stands in memory, whoever wrote it.
+    pub(crate) fn depth_now(&self) -> u32 {
+        // SAFETY: a field of a live record.
+        unsafe { (&raw const self.depth).read_volatile() }
+    }
+
+    /// The link to the next older record as it stands in memory, whoever wrote it.
+    pub(crate) fn older_now(&self) -> *const Self {
+        // SAFETY: a field of a live record; it is compared and not followed.
+        unsafe { (&raw const self.older).read_volatile() }
+    }
+
+    /// The kind as it stands in memory, which need not be one.
+    pub(crate) fn kind_byte(&self) -> u8 {
+        #[cfg(not(loom))]
+        {
+            // SAFETY: a field of a live record, of one byte (`FrameKind` is `repr(u8)`), which any byte is a value of as a `u8`.
+            unsafe { (&raw const self.kind).cast::<u8>().read_volatile() }
+        }
+        #[cfg(loom)]
+        {
+            self.kind.get() as u8
         }
     }
 
@@ -209,11 +257,19 @@ impl ForeignFrame {
         self.newer.get()
     }
 
+    /// The link to the next newer record, whatever the terms of the call in progress; null until that depth has been reached once.
+    pub(crate) fn link(&self) -> *const Self {
+        if self.terms.get().is_some() { self.set_aside.get() } else { self.newer.get() }
+    }
+
     /// The record of the next newer activation, whatever the terms of the call in progress; made if that depth has not been reached yet.
     pub(crate) fn newer_slow(&self) -> *const Self {
         let link = if self.terms.get().is_some() { &self.set_aside } else { &self.newer };
         if link.get().is_null() {
-            link.set(Box::into_raw(Box::new(Self::new(self, self.depth + 1))));
+            let newer = Box::into_raw(Box::new(Self::new(self, self.depth + 1)));
+            // SAFETY: just made, and not shared yet.
+            unsafe { (*newer).settle() };
+            link.set(newer);
         }
         link.get()
     }

@@ -9,21 +9,26 @@
 
 use crate::activation::{ForeignFrame, Terms, Upcalls, after};
 use crate::anchor::Anchor;
+use crate::checked::CHECKED;
 use crate::control::MachineState;
 use crate::errno::Errno;
+use crate::foreign_function::ForeignFunction;
+use crate::foreign_value::ForeignValue;
 use crate::mutator::Mutator;
+use crate::pause::Shared;
+use crate::pointers::PassedAddresses;
 use crate::record::Header;
 use crate::root::{Argument, Pinned, ReleasableRoot, ReleaseToken, Root};
 use crate::root_stack::{EntryKind, OpenGroup, RootMark};
 use crate::state::Event;
 use crate::thread::Record;
 use crate::transition::{
-    Manner, come_back, cross_out, leave_managed, overtaken, pending_exception, refuse, resume_pending,
-    with_capture,
+    Manner, check_event, come_back, cross_out, leave_managed, overtaken, pending_exception, refuse,
+    resume_pending, with_capture,
 };
 use crate::vm::{ArgumentError, ArgumentPlan, Crossing, ErrorPolicy, StackScanner};
 use bumpalo::Bump;
-use core::ffi::{CStr, c_char, c_void};
+use core::ffi::{CStr, c_char};
 use core::fmt;
 use core::hint::black_box;
 use core::marker::PhantomData;
@@ -67,6 +72,9 @@ impl<V: StackScanner> Mutator<V> {
         if !header.word.is_managed_in(self.frame()) {
             refuse(header, Event::ForeignCall, Location::caller());
         }
+        if CHECKED {
+            check_event(header, self.frame(), Event::ForeignCall, Location::caller());
+        }
         let mark = header.roots.mark();
         ForeignCall {
             record,
@@ -78,6 +86,7 @@ impl<V: StackScanner> Mutator<V> {
             unfinished: false,
             terms: None,
             crossing: Crossing::ForeignCall,
+            passed: PassedAddresses::default(),
             _mutator: PhantomData,
         }
     }
@@ -116,12 +125,14 @@ pub struct ForeignCall<'m, V: StackScanner> {
     terms: Option<Terms>,
     /// What the hooks are told.
     crossing: Crossing,
+    /// Checked mode: the addresses it takes to foreign code.
+    passed: PassedAddresses,
     _mutator: PhantomData<(&'m mut (), *mut ())>,
 }
 
 impl<'m, V: StackScanner> ForeignCall<'m, V> {
     #[inline(always)]
-    fn header(&self) -> &'m Header {
+    pub(crate) fn header(&self) -> &'m Header {
         &self.record.header
     }
 
@@ -129,6 +140,19 @@ impl<'m, V: StackScanner> ForeignCall<'m, V> {
     fn push<T>(&mut self, kind: EntryKind, value: T) -> RootMark {
         self.declared = true;
         self.header().roots.push(&mut self.group, kind, value)
+    }
+
+    /// Checked mode: what `run` refuses and reports, for a call that makes no transition this time.
+    #[inline(always)]
+    pub(crate) fn check_leaf(&mut self, site: &'static Location<'static>) {
+        if CHECKED {
+            let (header, frame) = (self.header(), self.frame);
+            check_event(header, frame, Event::ForeignCall, site);
+            if self.declared {
+                header.roots.seal(self.group);
+            }
+            self.passed.judge(self.shared(), header, frame, site);
+        }
     }
 
     fn arena(&mut self) -> &'m Bump {
@@ -143,16 +167,21 @@ impl<'m, V: StackScanner> ForeignCall<'m, V> {
     /// Unless `ours`.
     #[inline(always)]
     #[track_caller]
-    fn check(&self, ours: bool) {
+    fn check_token(&self, ours: bool) {
         if !ours {
             refuse_token(Location::caller());
         }
     }
 
     #[inline(always)]
-    fn vm(&self) -> &'m V {
+    fn shared(&self) -> &'m Shared<V> {
         // SAFETY: `world` points to the `Shared<V>` whose record this is, which outlives it.
-        unsafe { &(*self.header().world.cast::<crate::pause::Shared<V>>()).vm }
+        unsafe { &*self.header().world.cast::<Shared<V>>() }
+    }
+
+    #[inline(always)]
+    pub(crate) fn vm(&self) -> &'m V {
+        &self.shared().vm
     }
 
     /// Gives the walk of this activation its start: for a VM with frames of its own. The scanner gets what is given here, unchecked (obligation
@@ -348,12 +377,16 @@ impl<'m, V: StackScanner> ForeignCall<'m, V> {
     ///
     /// It is the place for out-parameters as well: C writes here, where neither a collection nor a relocation moves it, and
     /// [`read`](Self::read) copies the result out when the call is managed again (I8). Nothing is dropped, hence `Copy`.
-    pub fn copy<T: Copy>(&mut self, value: T) -> Argument<'m, T> {
+    ///
+    /// In checked mode the addresses in it are [checked](Self::check) when the call runs, hence [`ForeignValue`].
+    pub fn copy<T: Copy + ForeignValue>(&mut self, value: T) -> Argument<'m, T> {
+        self.passed.note(&value);
         Argument::new(NonNull::from(self.arena().alloc(value)), self.header())
     }
 
-    /// Copies a slice to memory of the call.
-    pub fn copy_slice<T: Copy>(&mut self, values: &[T]) -> Argument<'m, [T]> {
+    /// Copies a slice to memory of the call. The addresses in it are checked as those of [`copy`](Self::copy).
+    pub fn copy_slice<T: Copy + ForeignValue>(&mut self, values: &[T]) -> Argument<'m, [T]> {
+        self.passed.note(values);
         Argument::new(NonNull::from(self.arena().alloc_slice_copy(values)), self.header())
     }
 
@@ -372,6 +405,38 @@ impl<'m, V: StackScanner> ForeignCall<'m, V> {
         Ok(Argument::new(NonNull::from(bytes).cast(), self.header()))
     }
 
+    /// Checks, when the call runs, that the addresses in `value` that lie in the heap are protected: for what travels in the closure given to [`run`](Self::run).
+    ///
+    /// The rule is cgo's: foreign code may be given the address of an object only while something keeps the object in place. An address is protected if a pin that covers it is in force:
+    /// declared by this call, before or after this check, by an older call of this mutator that is still in progress, or held by any [`Pinner`](crate::Pinner) of the world. For an object that
+    /// [does not move](crate::Residence::Fixed) a root is as good. Any transitive pin in force counts as covering, since what is reachable from it is not followed.
+    /// What is not protected is reported as [`Report::UnprotectedPointer`](crate::Report::UnprotectedPointer); the call goes on.
+    ///
+    /// [`copy`](Self::copy), [`copy_slice`](Self::copy_slice) and the arguments of [`invoke`](Self::invoke) are checked without being asked. The VM says what lies in the heap with
+    /// [`Vm::locate`](crate::Vm::locate) and [`Vm::covers`](crate::Vm::covers). In checked mode only (debug builds, and the feature `checked`): otherwise it does nothing. A slice of a type
+    /// without addresses costs nothing, however long.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use reentry::{testkit::TestVm, World};
+    /// let world = World::new(TestVm::new());
+    /// let mut mutator = world.attach()?;
+    /// let text = world.vm().heap().alloc(&[], b"text");
+    /// let bytes = world.vm().heap().payload(text).unwrap();
+    ///
+    /// let mut call = mutator.foreign_call();
+    /// call.check(&bytes);
+    /// call.pin(text).unwrap(); // without this the VM would be told of an unprotected pointer
+    /// // SAFETY: pinned, and four bytes long.
+    /// assert_eq!(call.run(|| unsafe { *bytes }), b't');
+    /// # Ok::<(), reentry::AttachError>(())
+    /// ```
+    #[inline(always)]
+    pub fn check<T: ForeignValue + ?Sized>(&mut self, value: &T) {
+        self.passed.note(value);
+    }
+
     /// Reads call memory, after the crossing back.
     ///
     /// # Panics
@@ -381,7 +446,7 @@ impl<'m, V: StackScanner> ForeignCall<'m, V> {
     #[must_use]
     #[track_caller]
     pub fn read<T: Copy>(&self, argument: Argument<'m, T>) -> T {
-        self.check(argument.is_of(self.header()));
+        self.check_token(argument.is_of(self.header()));
         // SAFETY: the memory holds a `T` since `copy`, and what C wrote there is what the unsafe call promised; it is reset when the
         // call is dropped, and an argument of another call of this mutator is of an older one, which is not over.
         unsafe { argument.as_ptr().read() }
@@ -396,7 +461,7 @@ impl<'m, V: StackScanner> ForeignCall<'m, V> {
     #[must_use]
     #[track_caller]
     pub fn read_slice<T: Copy>(&self, argument: Argument<'m, [T]>) -> &[T] {
-        self.check(argument.is_of(self.header()));
+        self.check_token(argument.is_of(self.header()));
         // SAFETY: as for `read`; C writes only while the call runs, which needs the guard to itself.
         unsafe { &*argument.as_ptr() }
     }
@@ -410,7 +475,7 @@ impl<'m, V: StackScanner> ForeignCall<'m, V> {
     #[must_use]
     #[track_caller]
     pub fn get(&self, root: Root<'_, V::Ref>) -> V::Ref {
-        self.check(root.is_of(self.header()));
+        self.check_token(root.is_of(self.header()));
         // SAFETY: the token's entry is this mutator's, and not released while the token's borrow lasts; this thread is managed.
         unsafe { root.slot().read() }
     }
@@ -494,10 +559,17 @@ impl<'m, V: StackScanner> ForeignCall<'m, V> {
 
     /// Writes down what the record must have before it is published.
     #[inline(always)]
-    fn prepare(&self, site: &'static Location<'static>) -> Manner {
+    fn prepare(&mut self, site: &'static Location<'static>) -> Manner {
+        if CHECKED {
+            check_event(self.header(), self.frame, Event::ForeignCall, site);
+        }
         self.frame.site.set(Some(site));
         if self.declared {
             self.header().roots.seal(self.group);
+        }
+        if CHECKED {
+            let (shared, header, frame) = (self.shared(), self.header(), self.frame);
+            self.passed.judge(shared, header, frame, site);
         }
         if let Some(terms) = self.terms {
             self.frame.begin_terms(terms);
@@ -525,12 +597,17 @@ impl<'m, V: StackScanner> ForeignCall<'m, V> {
     ///
     /// `function` may be called with `arguments`, and they stay valid for the call.
     ///
+    /// In checked mode the addresses in the arguments are [checked](Self::check).
+    ///
     /// # Panics
     ///
     /// As [`run`](Self::run).
     #[inline(always)]
     #[track_caller]
     pub unsafe fn invoke<F: ForeignFunction>(&mut self, function: F, arguments: F::Arguments) -> F::Output {
+        if CHECKED {
+            F::addresses(&arguments, &mut |index, address| self.passed.push(address, Some(index)));
+        }
         // SAFETY: promised by the caller.
         self.run(|| unsafe { function.call(arguments) })
     }
@@ -676,74 +753,3 @@ pub struct InteriorNul {
     /// The first NUL, in bytes from the start.
     pub position: usize,
 }
-
-/// A null where a foreign function was expected.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
-#[error("the foreign function for the call at {site} is null; check the result of the symbol look-up")]
-pub struct NullFunction {
-    /// Where the function was made of a pointer.
-    pub site: &'static Location<'static>,
-}
-
-/// A C function pointer type: `unsafe extern "C" fn` or `unsafe extern "C-unwind" fn` of up to twelve arguments.
-///
-/// # Safety
-///
-/// A function pointer, of the size of a data pointer. Implemented by this crate only.
-pub unsafe trait ForeignFunction: Copy + sealed::Sealed {
-    /// The arguments, as a tuple.
-    type Arguments;
-    /// What the function returns.
-    type Output;
-
-    /// Makes one of an address, as a symbol look-up gives it.
-    ///
-    /// # Safety
-    ///
-    /// The address is null or that of a function of this type.
-    ///
-    /// # Errors
-    ///
-    /// If the address is null.
-    #[track_caller]
-    unsafe fn from_ptr(address: *const c_void) -> Result<Self, NullFunction> {
-        if address.is_null() {
-            return Err(NullFunction { site: Location::caller() });
-        }
-        // SAFETY: `Self` is a function pointer (the trait's contract), of the size of a data pointer, and the address is of such a function.
-        Ok(unsafe { core::mem::transmute_copy::<*const c_void, Self>(&address) })
-    }
-
-    /// Calls it, with no crossing.
-    ///
-    /// # Safety
-    ///
-    /// Whatever the function asks for.
-    unsafe fn call(self, arguments: Self::Arguments) -> Self::Output;
-}
-
-mod sealed {
-    pub trait Sealed {}
-}
-
-macro_rules! foreign_function {
-    ($($argument:ident: $Argument:ident),*) => {
-        foreign_function!(@ "C", $($argument: $Argument),*);
-        foreign_function!(@ "C-unwind", $($argument: $Argument),*);
-    };
-    (@ $abi:literal, $($argument:ident: $Argument:ident),*) => {
-        impl<R, $($Argument),*> sealed::Sealed for unsafe extern $abi fn($($Argument),*) -> R {}
-        // SAFETY: a function pointer.
-        unsafe impl<R, $($Argument),*> ForeignFunction for unsafe extern $abi fn($($Argument),*) -> R {
-            type Arguments = ($($Argument,)*);
-            type Output = R;
-            #[inline(always)]
-            #[allow(ffi_unwind_calls, reason = "an exception of \"C-unwind\" code passes through Rust frames on purpose: `run` comes back first")]
-            unsafe fn call(self, ($($argument,)*): Self::Arguments) -> R {
-                // SAFETY: promised by the caller.
-                unsafe { self($($argument),*) }
-            }
-        }
-    };
-}
-crate::arity::for_each_arity!(foreign_function);

@@ -7,6 +7,7 @@
 
 use crate::activation::ForeignFrame;
 use crate::anchor::Anchor;
+use crate::checked::Checked;
 use crate::mutator::Mutator;
 use crate::record::Header;
 use crate::state::CrossingWord;
@@ -40,6 +41,21 @@ pub const PC_IN_ANCHOR: usize = offset_of!(Anchor, pc);
 pub const SP_IN_ANCHOR: usize = offset_of!(Anchor, sp);
 /// Where the fp is in an anchor.
 pub const FP_IN_ANCHOR: usize = offset_of!(Anchor, fp);
+
+/// Where the address of the next older record is in a record; 0 in the oldest. For a debugger or a profiler that reads the chain; never to be written, like what follows.
+pub const OLDER_IN_RECORD: usize = offset_of!(ForeignFrame, older);
+/// Where the number of older records is in a record, a `u32`.
+pub const DEPTH_IN_RECORD: usize = offset_of!(ForeignFrame, depth);
+/// Where the kind is in a record, one byte: a [`FrameKind`](crate::FrameKind) as a `u8`.
+pub const KIND_IN_RECORD: usize = offset_of!(ForeignFrame, kind);
+/// Where the machine stack pointer at the entry of the activation is in a record.
+pub const ENTRY_SP_IN_RECORD: usize = offset_of!(ForeignFrame, entry_sp);
+/// Where the root mark is in a record.
+pub const ROOT_MARK_IN_RECORD: usize = offset_of!(ForeignFrame, roots_base);
+/// Where the canary is in a record: see [`Mutator::validate`].
+pub const CANARY_IN_RECORD: usize = offset_of!(ForeignFrame, canary);
+/// Where the canary of the mutator's own record is.
+pub const CANARY: usize = offset_of!(Header, checked) + offset_of!(Checked, canary);
 
 /// A cache line, in bytes, on the machines here.
 pub const CACHE_LINE: usize = 64;

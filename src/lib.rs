@@ -5,11 +5,15 @@ mod activation;
 mod anchor;
 mod arch;
 mod arity;
+mod chain;
+mod checked;
 mod control;
 mod errno;
 #[doc(hidden)]
 pub mod faults;
 mod foreign_call;
+mod foreign_function;
+mod foreign_value;
 mod handle;
 mod handle_table;
 mod home;
@@ -18,6 +22,7 @@ mod leaks;
 mod mutator;
 mod pause;
 mod pin;
+mod pointers;
 mod record;
 mod registry;
 mod root;
@@ -39,11 +44,15 @@ pub mod testkit;
 
 pub use activation::{RelocationError, StackEnd};
 pub use anchor::Anchor;
+pub use chain::{ChainDamage, ChainError};
 pub use control::MachineState;
 pub use errno::Errno;
-pub use foreign_call::{Foreign, ForeignCall, ForeignFunction, InteriorNul, NullFunction};
+pub use foreign_call::{Foreign, ForeignCall, InteriorNul};
+pub use foreign_function::{ForeignFunction, NullFunction};
+pub use foreign_value::{ForeignValue, NoAddresses};
 pub use handle::{Handle, RawHandle, WeakHandle};
 pub use handle_table::HandleError;
+pub use leaf::{Leaf, LeafSite, LentBytes};
 pub use leaks::{LeakSite, Leaks};
 pub use mutator::{HandOverError, Mutator};
 pub use pause::{Activation, Activations, Declared, StoppedMutator, StoppedWorld};
@@ -58,7 +67,7 @@ pub use upcall::{
     Aborting, FallbackOnly, Throwing, UpcallBody, UpcallClosure, upcall_fn, upcall_fn_or, upcall_fn_unwind,
 };
 pub use vm::{
-    ArgumentError, ArgumentPlan, Capture, Crossing, ErrorPolicy, FrameKind, Report, RootVisitor, Segment,
-    Slot, StackScanner, UpcallError, UpcallRefused, Vm,
+    ArgumentError, ArgumentPlan, Capture, Crossing, ErrorPolicy, FrameKind, Report, Residence, RootVisitor,
+    Segment, Slot, StackScanner, UpcallError, UpcallRefused, Vm,
 };
 pub use world::{Attachment, DetachError, World, WorldBuilder};

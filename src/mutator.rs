@@ -2,13 +2,15 @@
 
 use crate::activation::{ForeignFrame, RelocationError, StackEnd};
 use crate::anchor::Anchor;
+use crate::chain::{self, ChainError};
+use crate::checked::{CHECKED, Region};
 use crate::pause::{Shared, StoppedWorld};
 use crate::pin::{PinId, Pinner};
 use crate::record::Header;
 use crate::root_stack::EntryKind;
 use crate::state::Event;
 use crate::thread::Record;
-use crate::transition::{at_safepoint, refuse, refuse_wait_in_own_pause};
+use crate::transition::{at_safepoint, check_event, refuse, refuse_wait_in_own_pause};
 use crate::vm::{ArgumentError, ArgumentPlan, StackScanner};
 use core::fmt;
 use core::marker::PhantomData;
@@ -145,10 +147,13 @@ impl<V: StackScanner> Mutator<V> {
     ///
     /// # Panics
     ///
-    /// If this thread itself holds the pause.
+    /// If this thread itself holds the pause. In checked mode also inside a leaf call or a [no-collection region](Self::without_collection), pause or not.
     #[inline(always)]
     #[track_caller]
     pub fn poll(&mut self) {
+        if CHECKED {
+            check_event(self.header(), self.frame(), Event::Poll, Location::caller());
+        }
         if !self.header().word.is_clear() {
             self.poll_slow(None, Location::caller());
         }
@@ -162,6 +167,9 @@ impl<V: StackScanner> Mutator<V> {
     #[inline(always)]
     #[track_caller]
     pub fn poll_at(&mut self, anchor: Anchor) {
+        if CHECKED {
+            check_event(self.header(), self.frame(), Event::Poll, Location::caller());
+        }
         if !self.header().word.is_clear() {
             self.poll_slow(Some(anchor), Location::caller());
         }
@@ -181,7 +189,8 @@ impl<V: StackScanner> Mutator<V> {
     ///
     /// # Panics
     ///
-    /// If this thread holds a pause of this world already, and with whatever `f` panics with; the world resumes first.
+    /// If this thread holds a pause of this world already, and with whatever `f` panics with; the world resumes first. In checked mode also inside a leaf call or a
+    /// [no-collection region](Self::without_collection).
     ///
     /// # Examples
     ///
@@ -215,12 +224,85 @@ impl<V: StackScanner> Mutator<V> {
         site: &'static Location<'static>,
         f: impl FnOnce(&StoppedWorld<'_, V>) -> R,
     ) -> R {
+        if CHECKED {
+            check_event(self.header(), self.frame(), Event::Pause, site);
+        }
         at_safepoint::<V, R>(self.header(), self.frame(), Event::Pause, anchor, site, || {
             match self.shared().stop() {
                 Ok(stopped) => f(&stopped),
                 Err(_) => refuse_wait_in_own_pause("a pause", site),
             }
         })
+    }
+
+    /// Runs `f`, in which nothing may be collected: a stretch of managed code that holds raw references, rooted nowhere.
+    ///
+    /// In checked mode (debug builds, and the feature `checked`) a poll, a pause, a foreign call or an [allocation](Self::may_allocate) inside panics and names both places, also
+    /// when no pause is wanted and nothing would have happened this time. Otherwise it calls `f` and does nothing else. Regions nest.
+    ///
+    /// # Panics
+    ///
+    /// With what `f` panics with.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use reentry::{testkit::TestVm, World};
+    /// let world = World::new(TestVm::new());
+    /// let mut mutator = world.attach()?;
+    /// let pair = world.vm().heap().alloc(&[world.vm().heap().alloc(&[], b"first")], &[]);
+    /// let length = mutator.without_collection(|mutator| {
+    ///     let heap = mutator.vm().heap();
+    ///     let first = heap.field(pair, 0).unwrap(); // rooted nowhere, and needs not be
+    ///     heap.byte_count(first).unwrap()
+    /// });
+    /// assert_eq!(length, 5);
+    /// # Ok::<(), reentry::AttachError>(())
+    /// ```
+    #[inline(always)]
+    #[track_caller]
+    pub fn without_collection<R>(&mut self, f: impl FnOnce(&mut Self) -> R) -> R {
+        let region = Region::NoCollection(Location::caller());
+        // SAFETY: as for `record`; the record outlives the handle, which is borrowed meanwhile.
+        let checked = unsafe { &(*self.record.as_ptr()).header.checked };
+        checked.within(region, || f(self))
+    }
+
+    /// Says that the VM is about to allocate on the heap, which may collect. Call it first thing in the allocator.
+    ///
+    /// Nothing but a check: it costs nothing in a build that does not check.
+    ///
+    /// # Panics
+    ///
+    /// In checked mode (debug builds, and the feature `checked`), inside a leaf call or a [no-collection region](Self::without_collection), naming both places; and through a
+    /// handle that is not managed.
+    #[inline(always)]
+    #[track_caller]
+    pub fn may_allocate(&self) {
+        if CHECKED {
+            check_event(self.header(), self.frame(), Event::Allocate, Location::caller());
+        }
+    }
+
+    /// Looks at the crate's records of this mutator's activations, which foreign code may have written over: canaries, links, depths, kinds, root marks and saved stack pointers.
+    ///
+    /// In checked mode (debug builds, and the feature `checked`) every crossing does this by itself and aborts the process on damage.
+    ///
+    /// # Errors
+    ///
+    /// What is damaged, with a drawing of the chain.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use reentry::{testkit::TestVm, World};
+    /// let world = World::new(TestVm::new());
+    /// let mutator = world.attach()?;
+    /// assert_eq!(mutator.validate(), Ok(()));
+    /// # Ok::<(), reentry::AttachError>(())
+    /// ```
+    pub fn validate(&self) -> Result<(), ChainError> {
+        chain::validate_own::<V>(self.header())
     }
 
     /// Tells the crate that `range` (addresses) is a managed stack of this mutator, which may move later.

@@ -8,6 +8,8 @@
 
 use crate::activation::ForeignFrame;
 use crate::anchor::Anchor;
+use crate::chain::{self, ChainError};
+use crate::checked::CHECKED;
 use crate::faults::Faults;
 use crate::handle_table::HandleTable;
 use crate::leaks::Leaks;
@@ -96,6 +98,10 @@ impl<V: StackScanner> Shared<V> {
         let coordinator = &self.coordinator;
         let mut registry = coordinator.wait_for_resume(coordinator.lock())?;
         registry.holder = Some(thread_token());
+        #[cfg(not(loom))]
+        {
+            registry.asked = Some(std::time::Instant::now());
+        }
         // The gate is shut: the list is ours until `resume` gives it back.
         let mutators = core::mem::take(&mut registry.attached);
         let handles_frozen = Cell::new(false);
@@ -240,6 +246,10 @@ impl<V: StackScanner> Drop for StoppedWorld<'_, V> {
             debug_assert!(late.is_empty(), "the gate is shut during a pause");
         }
         registry.holder = None;
+        #[cfg(not(loom))]
+        {
+            registry.asked = None;
+        }
         drop(registry);
         coordinator.resumed.notify_all();
     }
@@ -291,8 +301,20 @@ impl<'p, V: StackScanner> StoppedMutator<'p, V> {
         }
     }
 
+    /// Looks at the crate's records of this mutator's activations. See [`Mutator::validate`](crate::Mutator::validate).
+    ///
+    /// # Errors
+    ///
+    /// What is damaged, with a drawing of the chain.
+    pub fn validate(&self) -> Result<(), ChainError> {
+        chain::validate(self.header(), self.header().stopped.get(), true, V::CAPTURE)
+    }
+
     /// Reports every root of this mutator. See [`StoppedWorld::enumerate`].
     pub fn enumerate(&self, visitor: &mut dyn RootVisitor<V::Ref>) {
+        if CHECKED {
+            chain::abort_if::<V>(self.validate());
+        }
         for activation in self.activations() {
             activation.enumerate_declared(visitor);
             if let Some(segment) = activation.segment() {

@@ -9,9 +9,11 @@
 //! - `roots`, the records, `stacks`, `local`: its own thread while managed; the stopper while the mutator is published in a pause (I4).
 //! - A record's link `newer`: its own thread, also while foreign, on the way into an upcall; stoppers follow `older` only.
 //! - `stopped`: the stopper, during its pause.
+//! - `checked`: its own thread; its canary also a stopper, during its pause.
 //! - `index`: whoever holds the registry's lock. `next_on_thread`, `ownership`, `free_handles`, `releases`: its own thread.
 
-use crate::activation::ForeignFrame;
+use crate::activation::{ForeignFrame, canary_of};
+use crate::checked::Checked;
 use crate::handle_table::HandleSlot;
 use crate::root_stack::RootStack;
 use crate::state::{CrossingWord, State};
@@ -60,6 +62,8 @@ pub(crate) struct Header {
     pub(crate) free_handles: Cell<*const HandleSlot>,
     /// How many arguments that can be released early this mutator has ever declared: each has a number of its own.
     pub(crate) releases: Cell<u64>,
+    /// What checked mode keeps. Last, for its canary.
+    pub(crate) checked: Checked,
 }
 
 impl Header {
@@ -80,6 +84,7 @@ impl Header {
             native_stack: Cell::new((0, 0)),
             free_handles: Cell::new(ptr::null()),
             releases: Cell::new(0),
+            checked: Checked::new(),
         }
     }
 
@@ -87,6 +92,22 @@ impl Header {
     pub(crate) fn native_stack(&self) -> Range<usize> {
         let (lowest, base) = self.native_stack.get();
         lowest..base
+    }
+
+    /// Writes the canaries, now that the record is where it stays.
+    pub(crate) fn settle(&self) {
+        self.checked.canary.set(self.expected_canary());
+        self.base.settle();
+    }
+
+    /// The canary that belongs here.
+    pub(crate) fn expected_canary(&self) -> usize {
+        canary_of(core::ptr::from_ref(self))
+    }
+
+    /// The canary that is here.
+    pub(crate) fn canary(&self) -> usize {
+        self.checked.canary.get()
     }
 
     /// The state, seen from its own thread.
@@ -112,6 +133,7 @@ impl Header {
         self.base.machine_sp.set(0);
         self.base.entry_sp.set(entry_sp);
         self.base.roots_base.set(self.roots.mark());
+        self.checked.leave_region();
     }
 
     /// Gives back what a mutator held, so that the record can serve another thread.

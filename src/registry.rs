@@ -33,6 +33,9 @@ pub(crate) struct PauseHeldHere;
 pub(crate) struct Registry {
     /// The thread that holds the pause in force.
     pub(crate) holder: Option<usize>,
+    /// When the pause in force was asked for. loom has no clock.
+    #[cfg(not(loom))]
+    pub(crate) asked: Option<std::time::Instant>,
     closed: bool,
     /// The attached mutators; with the stopper while a pause is in force.
     pub(crate) attached: Vec<*const Header>,
@@ -63,6 +66,8 @@ impl Coordinator {
         Self {
             registry: Mutex::new(Registry {
                 holder: None,
+                #[cfg(not(loom))]
+                asked: None,
                 closed: false,
                 attached: Vec::new(),
                 count: 0,
@@ -103,6 +108,16 @@ impl Coordinator {
             registry = wait(&self.resumed, registry);
         }
         Ok(registry)
+    }
+
+    /// How long the pause that is wanted has been waiting; `None` if none is.
+    pub(crate) fn pause_delay(&self) -> Option<core::time::Duration> {
+        #[cfg(not(loom))]
+        {
+            self.lock().asked.map(|asked| asked.elapsed())
+        }
+        #[cfg(loom)]
+        None
     }
 
     /// Takes a record to use again, if there is one.

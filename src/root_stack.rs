@@ -194,6 +194,30 @@ impl RootStack {
         }
     }
 
+    /// The mark below which there is nothing.
+    pub(crate) fn bottom(&self) -> RootMark {
+        first_word(self.first)
+    }
+
+    /// Where a mark is in the stack, in the stack's order; `None` if it is no place of it. Follows no link but the stack's own.
+    pub(crate) fn place_of(&self, mark: RootMark) -> Option<(usize, usize)> {
+        let offset = mark.addr() & (CHUNK_BYTES - 1);
+        if offset < size_of::<RootChunk>() || !offset.is_multiple_of(size_of::<usize>()) {
+            return None;
+        }
+        let mut chunk = self.first;
+        let mut number = 0;
+        while !chunk.is_null() {
+            if chunk.addr() == mark.addr() - offset {
+                return Some((number, offset));
+            }
+            // SAFETY: a live chunk of this stack.
+            chunk = unsafe { (*chunk).newer };
+            number += 1;
+        }
+        None
+    }
+
     /// Calls `visit` for every word.
     pub(crate) fn all(&self, visit: impl FnMut(Entry)) {
         self.between(first_word(self.first), self.top.get(), visit);

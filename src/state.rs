@@ -31,6 +31,7 @@ pub(crate) enum Event {
     Pause,
     Detach,
     Relocate,
+    Allocate,
 }
 
 impl fmt::Display for State {
@@ -52,6 +53,7 @@ impl fmt::Display for Event {
             Self::Pause => "start a pause",
             Self::Detach => "detach",
             Self::Relocate => "relocate a stack",
+            Self::Allocate => "allocate on the heap",
         })
     }
 }
@@ -64,12 +66,12 @@ impl State {
     /// What to tell.
     pub(crate) const fn after(self, event: Event) -> Result<Self, &'static str> {
         match (self, event) {
-            (Self::Managed, Event::Poll | Event::Relocate) => Ok(Self::Managed),
+            (Self::Managed, Event::Poll | Event::Relocate | Event::Allocate) => Ok(Self::Managed),
             (Self::Managed, Event::ForeignCall) => Ok(Self::Foreign),
             (Self::Managed, Event::Pause) => Ok(Self::AtSafepoint),
             (Self::Managed, Event::Detach) => Ok(Self::Managed),
             (Self::Managed, Event::Upcall) => Err(
-                "an upcall function was called from managed code; call it from foreign code, inside `ForeignCall::run`",
+                "an upcall function was called from managed code, or in a leaf call; call it from foreign code, inside `ForeignCall::run`",
             ),
             (Self::Foreign, Event::Upcall) => Ok(Self::Managed),
             (Self::Foreign, _) => {
@@ -223,7 +225,9 @@ mod tests {
 
     #[test]
     fn only_a_managed_mutator_may_begin_anything() {
-        for event in [Event::Poll, Event::ForeignCall, Event::Pause, Event::Detach, Event::Relocate] {
+        for event in
+            [Event::Poll, Event::ForeignCall, Event::Pause, Event::Detach, Event::Relocate, Event::Allocate]
+        {
             assert!(State::Managed.after(event).is_ok(), "{event}");
             assert!(State::Foreign.after(event).is_err(), "{event}");
             assert!(State::AtSafepoint.after(event).is_err(), "{event}");

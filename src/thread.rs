@@ -321,7 +321,10 @@ impl<V: StackScanner> Shared<V> {
             header: Header::new(self.coordinator.fence(), TypeId::of::<V>(), ptr::from_ref(self).cast()),
             local: UnsafeCell::new(None),
         });
-        Box::into_raw(record).cast_const().cast()
+        let record = Box::into_raw(record).cast_const().cast::<Header>();
+        // SAFETY: just made, and nobody else's.
+        unsafe { (*record).settle() };
+        record
     }
 
     /// Detaches `header`, a mutator of the calling thread: managed in its base activation, or a foreign thread's own between upcalls.

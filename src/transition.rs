@@ -3,6 +3,8 @@
 use crate::activation::{ForeignFrame, after};
 use crate::anchor::Anchor;
 use crate::arch;
+use crate::chain;
+use crate::checked::CHECKED;
 use crate::faults::Faults;
 use crate::pause::Shared;
 use crate::record::Header;
@@ -35,6 +37,31 @@ pub(crate) fn refuse(header: &Header, event: Event, site: &'static Location<'sta
     let state = header.state();
     let reason = state.after(event).err().unwrap_or("the mutator is in use elsewhere");
     panic!("reentry: mutator {} cannot {event} at {site}: it is {state}; {reason}", header.id.get())
+}
+
+/// Checked mode: refuses `event` inside a region that has promised to do without, and through a handle that is not the running activation's.
+///
+/// # Panics
+///
+/// If it is refused.
+#[cold]
+#[inline(never)]
+pub(crate) fn check_event(
+    header: &Header,
+    frame: &ForeignFrame,
+    event: Event,
+    site: &'static Location<'static>,
+) {
+    if let Some(region) = header.checked.region() {
+        panic!(
+            "reentry: mutator {} cannot {event} at {site}: it is {region}; {}",
+            header.id.get(),
+            region.advice()
+        )
+    }
+    if !header.word.is_managed_in(frame) {
+        refuse(header, event, site);
+    }
 }
 
 /// The panic of a thread that waits for a pause it holds itself.
@@ -115,6 +142,9 @@ pub(crate) fn leave_managed<V: StackScanner>(
     frame: &ForeignFrame,
     crossing: Crossing,
 ) {
+    if CHECKED {
+        chain::check::<V>(header);
+    }
     hook(|| vm.leaving_managed(crossing));
     header.word.publish(frame, V::FAULTS);
 }
@@ -122,6 +152,9 @@ pub(crate) fn leave_managed<V: StackScanner>(
 /// Becomes managed again after a foreign call whose record is `frame`.
 #[inline(always)]
 pub(crate) fn come_back<V: StackScanner>(vm: &V, header: &Header, frame: &ForeignFrame, crossing: Crossing) {
+    if CHECKED {
+        chain::check::<V>(header);
+    }
     if !header.word.is_published(frame) {
         repair_slow(vm, header, frame);
     }
@@ -180,6 +213,8 @@ pub(crate) fn repair_slow<V: StackScanner>(vm: &V, header: &Header, frame: &Fore
         // SAFETY: as above; `frame` is older, so the chain does not end before it.
         record = unsafe { &*record.older };
     }
+    // A leaf call in a skipped upcall was skipped with it; the call that comes back was made in no region.
+    header.checked.leave_region();
     header.word.publish(frame, V::FAULTS);
     // The records are whole again before code of the VM runs.
     hook(|| {
@@ -212,6 +247,9 @@ pub(crate) fn wait_to_come_in<V: StackScanner>(
 /// Becomes foreign again at the end of an upcall, re-instating the very record that was set aside: the last store (I2).
 #[inline(always)]
 pub(crate) fn go_back_out<V: StackScanner>(vm: &V, header: &Header, saved: &ForeignFrame) {
+    if CHECKED {
+        chain::check::<V>(header);
+    }
     hook(|| vm.leaving_managed(Crossing::Upcall));
     if V::FAULTS.has(Faults::FOREIGN_BEFORE_REINSTATE) {
         // What HotSpot's JDK-8331735 did: "foreign" is visible, the frames are not.
@@ -233,6 +271,9 @@ pub(crate) fn at_safepoint<V: StackScanner, R>(
     site: &'static Location<'static>,
     f: impl FnOnce() -> R,
 ) -> R {
+    if CHECKED {
+        chain::check::<V>(header);
+    }
     if header.state().after(event).is_err() {
         refuse(header, event, site);
     }

@@ -18,6 +18,7 @@ use core::marker::PhantomData;
 use core::ops::Range;
 use core::panic::Location;
 use core::ptr::NonNull;
+use core::time::Duration;
 
 /// A language VM: its reference type, its per-mutator data, what it accepts as an argument of a foreign call, its hooks.
 ///
@@ -87,6 +88,32 @@ pub trait Vm: Sized + Send + Sync + 'static {
     fn exception_for(&self, refused: &UpcallRefused) -> Option<Self::Exception> {
         let _ = refused;
         None
+    }
+
+    /// Returns the bytes of an object, to lend to foreign code in a leaf call without copying them: see [`Leaf::lend`](crate::Leaf::lend). The default
+    /// lends nothing.
+    ///
+    /// Called on the mutator's thread, managed, in a leaf call. The bytes stay where they are, valid for reads, until the mutator's next safepoint; a leaf call has
+    /// none. Must not poll, allocate on the heap or collect.
+    fn bytes(&self, reference: Self::Ref) -> Option<NonNull<[u8]>> {
+        let _ = reference;
+        None
+    }
+
+    /// Says whether `address` lies in an object of the heap, and whether that can move. For the pointer check of checked mode, which calls it for each address that foreign
+    /// code is given; the default knows no address, so that nothing is reported.
+    ///
+    /// Called on the mutator's thread, managed, in debug builds and with the feature `checked` only. Any number may be asked about. Must not poll, allocate on the
+    /// heap or collect.
+    fn locate(&self, address: usize) -> Option<Residence> {
+        let _ = address;
+        None
+    }
+
+    /// Says whether `address` lies in the object of `reference`, one past its end included if [`locate`](Self::locate) includes that. For the pointer check, as `locate`.
+    fn covers(&self, reference: Self::Ref, address: usize) -> bool {
+        let _ = (reference, address);
+        false
     }
 
     /// Receives what happened that no caller can be told of. The default writes it to standard error.
@@ -271,8 +298,28 @@ impl<'p> Segment<'p> {
     }
 }
 
+/// How an object of the heap keeps its address: the answer of [`Vm::locate`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
+#[non_exhaustive]
+pub enum Residence {
+    /// It may move at a collection: foreign code needs a pin.
+    Movable,
+    /// It stays where it is as long as it lives (a large-object space, a collector that does not move): foreign code needs a root or a pin.
+    Fixed,
+}
+
+impl fmt::Display for Residence {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Movable => "an object that may move",
+            Self::Fixed => "an object that does not move, but may die",
+        })
+    }
+}
+
 /// What a mutator was doing when it published a record.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash, Default)]
+#[repr(u8)]
 #[non_exhaustive]
 pub enum FrameKind {
     /// It called foreign code.
@@ -284,6 +331,15 @@ pub enum FrameKind {
     Leaving,
     /// A foreign thread that attached itself: there is no managed frame below.
     ForeignThread,
+}
+
+impl FrameKind {
+    /// The kind with this number, if there is one.
+    pub(crate) fn of(number: u8) -> Option<Self> {
+        [Self::ForeignCall, Self::Safepoint, Self::Leaving, Self::ForeignThread]
+            .into_iter()
+            .find(|kind| *kind as u8 == number)
+    }
 }
 
 impl fmt::Display for FrameKind {
@@ -368,6 +424,11 @@ pub enum ArgumentError {
         /// The reference, as a word.
         reference: usize,
     },
+    /// The VM lends no bytes of the object.
+    #[error(
+        "the VM lends no bytes of this object; implement `Vm::bytes` for it, or pin it and pass its address"
+    )]
+    NoBytes,
 }
 
 /// What becomes of an upcall's error: a panic, a VM exception, a refusal.
@@ -511,6 +572,29 @@ pub enum Report<'r> {
         /// How many roots, pins and kept values there were.
         count: usize,
     },
+    /// A leaf call has kept a pause waiting for longer than its site allows: see [`LeafSite`](crate::LeafSite).
+    LeafOverBudget {
+        /// The leaf call.
+        call_site: &'static Location<'static>,
+        /// How long the pause has waited for it so far: the leaf has run for that long at least.
+        delay: Duration,
+        /// What its site allows.
+        budget: Duration,
+        /// Whether calls with this site are full foreign calls from now on.
+        promoted: bool,
+    },
+    /// Checked mode: foreign code is about to be given an address in the heap that nothing protects. See [`ForeignCall::check`](crate::ForeignCall::check).
+    UnprotectedPointer {
+        /// The address.
+        address: usize,
+        /// The foreign call.
+        call_site: &'static Location<'static>,
+        /// Which argument of [`ForeignCall::invoke`](crate::ForeignCall::invoke) it is, or is in; `None` for call memory and for what
+        /// [`ForeignCall::check`](crate::ForeignCall::check) was given.
+        argument: Option<usize>,
+        /// What the VM says of the object.
+        residence: Residence,
+    },
 }
 
 impl fmt::Display for Report<'_> {
@@ -544,6 +628,29 @@ impl fmt::Display for Report<'_> {
                 f,
                 "mutator {mutator} detached with {count} declared argument(s) of foreign calls that were leaked; they have been released"
             ),
+            Self::LeafOverBudget { call_site, delay, budget, promoted } => {
+                write!(
+                    f,
+                    "a pause has waited {delay:?} for the leaf call at {call_site}, which may take {budget:?}; "
+                )?;
+                f.write_str(if *promoted {
+                    "it is a full foreign call from now on"
+                } else {
+                    "make it a full foreign call, or let its site promote it"
+                })
+            }
+            Self::UnprotectedPointer { address, call_site, argument, residence } => {
+                write!(f, "the foreign call at {call_site} gives C the address {address:#x}")?;
+                match argument {
+                    Some(argument) => write!(f, " in argument {argument}")?,
+                    None => f.write_str(" in memory it passes")?,
+                }
+                write!(f, ", which lies in {residence}, and nothing protects it; ")?;
+                f.write_str(match residence {
+                    Residence::Movable => "pin the object",
+                    Residence::Fixed => "root the object",
+                })
+            }
         }
     }
 }

@@ -125,6 +125,13 @@ impl<V: StackScanner> World<V> {
         let site = Location::caller();
         // SAFETY: null, or this thread's attached record.
         if let Some(record) = unsafe { self.shared.current().as_ref() } {
+            if let Some(region) = record.header.checked.region() {
+                panic!(
+                    "reentry: mutator {} cannot start a pause at {site}: it is {region}; {}",
+                    record.header.id.get(),
+                    region.advice()
+                );
+            }
             assert!(
                 record.header.state() != State::Managed,
                 "reentry: mutator {} cannot be paused at {site} through the world: this thread is managed and would wait for itself; \

@@ -5,19 +5,29 @@
 
 use core::cell::Cell;
 use core::ffi::c_int;
+use core::time::Duration;
 use reentry::{
-    Capture, Crossing, Mutator, RootVisitor, Segment, StackScanner, UpcallClosure, Vm, World, upcall_fn,
-    upcall_fn_or,
+    Capture, Crossing, LeafSite, Mutator, RootVisitor, Segment, StackScanner, UpcallClosure, Vm, World,
+    upcall_fn, upcall_fn_or,
 };
 use reentry_foreign::{Callback, foreign_call_back, foreign_call_back_elsewhere, foreign_call_back_last};
 use std::process::Command;
 use std::sync::OnceLock;
+
+/// Whether the crate under test checks.
+const CHECKED: bool = cfg!(any(debug_assertions, feature = "checked"));
 
 const CHILD: &str = "REENTRY_ABORTING_TEST";
 
 /// Runs `misuse` in a process of its own, the test `name` of this file, and checks that it aborts saying all of `says`.
 #[track_caller]
 fn aborts(name: &str, says: &[&str], misuse: impl FnOnce()) {
+    aborts_before("", name, says, misuse);
+}
+
+/// The same, and that it does not come to saying `too_late`, if that is anything.
+#[track_caller]
+fn aborts_before(too_late: &str, name: &str, says: &[&str], misuse: impl FnOnce()) {
     if std::env::var_os(CHILD).is_some_and(|child| child == name) {
         misuse();
         // Not reached; if it is, the parent sees this status in place of the signal.
@@ -36,6 +46,7 @@ fn aborts(name: &str, says: &[&str], misuse: impl FnOnce()) {
     for part in says {
         assert!(said.contains(part), "it does not say `{part}`: {said}");
     }
+    assert!(too_late.is_empty() || !said.contains(too_late), "it goes on to say `{too_late}`: {said}");
 }
 
 struct Small;
@@ -117,12 +128,40 @@ fn an_upcall_closure_called_from_managed_code_aborts() {
 fn a_leaf_call_that_calls_back_aborts() {
     aborts(
         "a_leaf_call_that_calls_back_aborts",
-        &["cannot receive an upcall", "inside `ForeignCall::run`"],
+        if CHECKED {
+            &[
+                "cannot receive an upcall",
+                "in the leaf call at tests/aborts.rs:",
+                "neither polls, pauses, allocates nor calls back",
+                "make the call with `ForeignCall::run`",
+            ]
+        } else {
+            &["cannot receive an upcall", "or in a leaf call", "inside `ForeignCall::run`"]
+        },
         || {
             let world = World::new(Small);
             let mut mutator = world.attach().unwrap();
             // SAFETY: broken on purpose: the callee calls back, which is caught.
-            unsafe { mutator.leaf_call(|| call_back(upcall_fn(body))) };
+            unsafe { mutator.leaf_call(|_| call_back(upcall_fn(body))) };
+        },
+    );
+}
+
+/// The same of a timed one, as long as it is a leaf call.
+#[test]
+fn a_timed_leaf_call_that_calls_back_aborts() {
+    static SITE: LeafSite = LeafSite::new(Duration::MAX);
+    aborts(
+        "a_timed_leaf_call_that_calls_back_aborts",
+        &[
+            "cannot receive an upcall",
+            if CHECKED { "in the leaf call at tests/aborts.rs:" } else { "or in a leaf call" },
+        ],
+        || {
+            let world = World::new(Small);
+            let mut mutator = world.attach().unwrap();
+            // SAFETY: broken on purpose: the callee calls back, which is caught.
+            unsafe { mutator.foreign_call().run_leaf(&SITE, || call_back(upcall_fn(body))) };
         },
     );
 }
@@ -280,8 +319,9 @@ fn a_hook_that_detaches_the_thread_it_runs_for_aborts() {
 }
 
 /// Two calls of one type of VM, made in one stack frame: which is inside the other cannot be told, and guessing would run the upcall in the wrong world.
+/// (With the checks in it, the inner call is no longer made in the frame of the outer one.)
 #[test]
-#[cfg(not(debug_assertions))]
+#[cfg(not(any(debug_assertions, feature = "checked")))]
 fn an_upcall_function_that_cannot_tell_two_worlds_apart_aborts() {
     aborts(
         "an_upcall_function_that_cannot_tell_two_worlds_apart_aborts",
@@ -292,4 +332,181 @@ fn an_upcall_function_that_cannot_tell_two_worlds_apart_aborts() {
             in_a.foreign_call().run(|| in_b.foreign_call().run(|| call_back(upcall_fn(body))));
         },
     );
+}
+
+/// Foreign code that has written over a record is found out at the next crossing of that mutator, poll that waits, or enumeration; the message draws the chain.
+#[cfg(any(debug_assertions, feature = "checked"))]
+mod damage {
+    use super::{Small, aborts_before, body, call_back};
+    use core::ffi::c_int;
+    use core::sync::atomic::{AtomicU32, Ordering};
+    use reentry::{Mutator, RootVisitor, Slot, World, layout, upcall_fn};
+    use reentry_foreign::foreign_overwrite;
+    use std::thread;
+
+    const SAYS: [&str; 5] = [
+        "reentry: fatal: the activation chain of mutator 1 is damaged at activation #0",
+        "the last word of the record is 0x41414141, not",
+        "  #0 ",
+        "Anchor { pc: ",
+        "<-- the last word of the record",
+    ];
+    const TOO_LATE: &str = "it went on";
+
+    /// Has C write over the last word of the record of the base activation, which is the running one or is published.
+    fn overwrite(record: usize) {
+        let frame = core::ptr::with_exposed_provenance::<usize>(record + layout::FRAME);
+        // SAFETY: broken on purpose: a live mutator's frame word, and its record.
+        unsafe {
+            let base = frame.read_volatile() & !layout::MANAGED;
+            let canary = core::ptr::with_exposed_provenance_mut(base + layout::CANARY_IN_RECORD);
+            foreign_overwrite(canary, 0x4141_4141);
+        }
+    }
+
+    #[test]
+    fn a_damaged_record_is_found_on_the_way_into_a_foreign_call() {
+        aborts_before(
+            TOO_LATE,
+            "damage::a_damaged_record_is_found_on_the_way_into_a_foreign_call",
+            &SAYS,
+            || {
+                let world = World::new(Small);
+                let mut mutator = world.attach().unwrap();
+                overwrite(mutator.record_address());
+                mutator.foreign_call().run(|| eprintln!("{TOO_LATE}"));
+            },
+        );
+    }
+
+    #[test]
+    fn a_damaged_record_is_found_on_the_way_back_from_a_foreign_call() {
+        aborts_before(
+            TOO_LATE,
+            "damage::a_damaged_record_is_found_on_the_way_back_from_a_foreign_call",
+            &SAYS,
+            || {
+                let world = World::new(Small);
+                let mut mutator = world.attach().unwrap();
+                let record = mutator.record_address();
+                mutator.foreign_call().run(|| overwrite(record));
+                eprintln!("{TOO_LATE}");
+            },
+        );
+    }
+
+    #[test]
+    fn a_damaged_record_is_found_on_the_way_into_an_upcall() {
+        fn late(_: &mut Mutator<Small>, x: c_int) -> c_int {
+            eprintln!("{TOO_LATE}");
+            x
+        }
+        aborts_before(TOO_LATE, "damage::a_damaged_record_is_found_on_the_way_into_an_upcall", &SAYS, || {
+            let world = World::new(Small);
+            let mut mutator = world.attach().unwrap();
+            let record = mutator.record_address();
+            mutator.foreign_call().run(|| {
+                overwrite(record);
+                call_back(upcall_fn(late));
+            });
+        });
+    }
+
+    #[test]
+    fn a_damaged_record_is_found_on_the_way_out_of_an_upcall() {
+        fn write(mutator: &mut Mutator<Small>, x: c_int) -> c_int {
+            let record = mutator.record_address();
+            let frame = core::ptr::with_exposed_provenance::<usize>(record + layout::FRAME);
+            // SAFETY: broken on purpose: the running record, and the older one it links to.
+            unsafe {
+                let newest = frame.read_volatile() & !layout::MANAGED;
+                let base = core::ptr::with_exposed_provenance::<usize>(newest + layout::OLDER_IN_RECORD)
+                    .read_volatile();
+                let canary = core::ptr::with_exposed_provenance_mut(base + layout::CANARY_IN_RECORD);
+                foreign_overwrite(canary, 0x4141_4141);
+            }
+            x
+        }
+        aborts_before(
+            TOO_LATE,
+            "damage::a_damaged_record_is_found_on_the_way_out_of_an_upcall",
+            &SAYS,
+            || {
+                let world = World::new(Small);
+                let mut mutator = world.attach().unwrap();
+                mutator.foreign_call().run(|| {
+                    call_back(upcall_fn(write));
+                    eprintln!("{TOO_LATE}");
+                });
+            },
+        );
+    }
+
+    #[test]
+    fn a_damaged_record_is_found_by_a_poll_that_has_to_wait() {
+        aborts_before(
+            TOO_LATE,
+            "damage::a_damaged_record_is_found_by_a_poll_that_has_to_wait",
+            &SAYS,
+            || {
+                let world = World::new(Small);
+                let mut mutator = world.attach().unwrap();
+                let record = mutator.record_address();
+                thread::scope(|scope| {
+                    scope.spawn(|| world.pause(|_| eprintln!("{TOO_LATE}")));
+                    let poll = core::ptr::with_exposed_provenance::<AtomicU32>(record + layout::POLL);
+                    // SAFETY: the mutator's own poll word.
+                    while unsafe { &*poll }.load(Ordering::Relaxed) & layout::POLL_MASK == 0 {
+                        thread::yield_now();
+                    }
+                    overwrite(record);
+                    mutator.poll();
+                });
+            },
+        );
+    }
+
+    #[test]
+    fn a_damaged_record_is_found_before_its_roots_are_enumerated() {
+        struct Late;
+        impl RootVisitor<usize> for Late {
+            fn slot(&mut self, _: Slot<'_, usize>) {
+                eprintln!("{TOO_LATE}");
+            }
+            fn pinned(&mut self, _: usize) {}
+            fn transitively_pinned(&mut self, _: usize) {}
+        }
+        aborts_before(
+            TOO_LATE,
+            "damage::a_damaged_record_is_found_before_its_roots_are_enumerated",
+            &SAYS,
+            || {
+                let world = World::new(Small);
+                let mut mutator = world.attach().unwrap();
+                let record = mutator.record_address();
+                let mut call = mutator.foreign_call();
+                call.root(7);
+                call.run(|| {
+                    world.pause(|stopped| {
+                        overwrite(record);
+                        stopped.enumerate(&mut Late);
+                        eprintln!("{TOO_LATE}");
+                    });
+                });
+            },
+        );
+    }
+
+    /// The control: the same steps without the damage.
+    #[test]
+    fn a_whole_chain_is_never_found_damaged() {
+        let world = World::new(Small);
+        let mut mutator = world.attach().unwrap();
+        let nested = upcall_fn(|mutator: &mut Mutator<Small>, x: c_int| {
+            mutator.poll();
+            mutator.pause(|stopped| assert_eq!(stopped.mutators().next().unwrap().validate(), Ok(())));
+            mutator.foreign_call().run(|| call_back(upcall_fn(body))) + x
+        });
+        assert_eq!(mutator.foreign_call().run(|| call_back(nested)), 2);
+    }
 }

@@ -6,10 +6,10 @@
 use core::panic::{RefUnwindSafe, UnwindSafe};
 use reentry::testkit::{Ref, TestVm};
 use reentry::{
-    Activation, Activations, Anchor, Argument, ArgumentError, AttachError, Attachment, Declared, DetachError,
-    Errno, FenceStrategy, Foreign, ForeignCall, HandOverError, InteriorNul, Mutator, NullFunction, Pinned,
-    Pinner, RelocationError, Report, Root, Slot, StoppedMutator, StoppedWorld, UpcallClosure, World,
-    WorldBuilder,
+    Activation, Activations, Anchor, Argument, ArgumentError, AttachError, Attachment, ChainError, Declared,
+    DetachError, Errno, FenceStrategy, Foreign, ForeignCall, HandOverError, InteriorNul, Leaf, LeafSite,
+    LentBytes, Mutator, NullFunction, Pinned, Pinner, RelocationError, Report, Root, Slot, StoppedMutator,
+    StoppedWorld, UpcallClosure, World, WorldBuilder,
 };
 use reentry::{
     Handle, HandleError, LeakSite, Leaks, Local, PinId, RawHandle, ReleasableRoot, ReleaseError,
@@ -39,6 +39,8 @@ assert_impl_all!(HandOverError: Send, Sync, UnwindSafe, RefUnwindSafe);
 assert_impl_all!(RelocationError: Send, Sync, UnwindSafe, RefUnwindSafe);
 assert_impl_all!(NullFunction: Send, Sync, UnwindSafe, RefUnwindSafe);
 assert_impl_all!(InteriorNul: Send, Sync, UnwindSafe, RefUnwindSafe);
+assert_impl_all!(ChainError: Send, Sync, UnwindSafe, RefUnwindSafe);
+assert_impl_all!(LeafSite: Send, Sync);
 
 // An owner of pins goes wherever references may go: it names no thread.
 assert_impl_all!(Pinner<Ref>: Send, Sync);
@@ -52,6 +54,8 @@ assert_not_impl_any!(Foreign<'static, 'static, TestVm>: Send, Sync, Clone);
 assert_not_impl_any!(Root<'static, Ref>: Send, Sync);
 assert_not_impl_any!(Argument<'static, u64>: Send, Sync);
 assert_not_impl_any!(Argument<'static, [u8]>: Send, Sync);
+assert_not_impl_any!(Leaf<'static, TestVm>: Send, Sync, Clone);
+assert_not_impl_any!(LentBytes<'static>: Send, Sync);
 
 // The stopper's thread's.
 assert_not_impl_any!(StoppedWorld<'static, TestVm>: Send, Sync, Clone);

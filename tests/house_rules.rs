@@ -10,6 +10,9 @@ const FLOORS: &[&[&str]] = &[
     // Facade and what needs nothing.
     &["faults", "arity", "errno", "unwind", "anchor", "leaks"],
     &["sync"],
+    &["faults", "arity", "errno", "unwind", "anchor"],
+    &["sync", "foreign_value"],
+    &["checked"],
     // The traits, and plain data.
     &["vm"],
     &["state"],
@@ -20,17 +23,18 @@ const FLOORS: &[&[&str]] = &[
     &["handle_table"],
     &["activation"],
     &["record"],
-    &["pin"],
+    &["chain", "pin"],
     // Coordination.
     &["registry"],
     &["safepoint"],
     &["pause"],
-    &["thread"],
+    &["thread", "pointers"],
     // The boundary.
     &["transition"],
     &["mutator"],
     &["scope"],
     &["root"],
+    &["foreign_function"],
     &["foreign_call"],
     &["leaf"],
     &["home"],

@@ -72,6 +72,15 @@ impl Ref {
     }
 }
 
+/// The address in it is that of the object's header, so the pointer check looks at it.
+impl crate::ForeignValue for Ref {
+    const HAS_ADDRESSES: bool = true;
+
+    fn addresses(&self, visit: &mut dyn FnMut(usize)) {
+        visit(self.0);
+    }
+}
+
 impl fmt::Debug for Ref {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:#x}", self.0)

@@ -331,10 +331,12 @@ impl<F: FaultSet> Run<'_, F> {
             match instruction {
                 Instruction::Integer { dst, value } => self.set(dst, value.cast_unsigned()),
                 Instruction::Bytes { dst, data } => {
+                    self.mutator.may_allocate();
                     let reference = vm.heap().alloc(&[], &data);
                     self.set_reference(dst, reference);
                 }
                 Instruction::Pair { dst, first, second } => {
+                    self.mutator.may_allocate();
                     let fields = [self.reference(first), self.reference(second)];
                     let reference = vm.heap().try_alloc(&fields, &[]).map_err(|stale| self.stale(stale))?;
                     self.set_reference(dst, reference);

@@ -6,7 +6,8 @@ use crate::testkit::heap::{Collection, CollectionSummary, Heap, Ref, StaleRefere
 use crate::testkit::interpreter::{NativeArguments, NativeResult, Trap};
 use crate::testkit::stack::OperandStack;
 use crate::vm::{
-    ArgumentError, ArgumentPlan, Capture, FrameKind, RootVisitor, Segment, Slot, StackScanner, Vm,
+    ArgumentError, ArgumentPlan, Capture, FrameKind, Report, Residence, RootVisitor, Segment, Slot,
+    StackScanner, Vm,
 };
 use crate::{Anchor, Mutator, StackEnd, StoppedWorld, World};
 use core::cell::{Cell, RefCell};
@@ -86,6 +87,7 @@ pub struct TestVm<F: FaultSet = Correct> {
     guard: Guard,
     stack_moves: StackMoves,
     stack_words: usize,
+    on_report: Option<OnReport>,
     globals: Mutex<Vec<Ref>>,
     visits: Mutex<HashMap<(u64, usize), Visit>>,
     collections: AtomicU64,
@@ -93,6 +95,9 @@ pub struct TestVm<F: FaultSet = Correct> {
     world: OnceLock<WeakWorld<F>>,
     _faults: PhantomData<F>,
 }
+
+/// What receives the crate's reports in place of standard error.
+type OnReport = Box<dyn Fn(&Report<'_>) + Send + Sync>;
 
 type WeakWorld<F> = Weak<crate::pause::Shared<TestVm<F>>>;
 
@@ -164,6 +169,7 @@ impl<F: FaultSet> TestVm<F> {
             guard: Guard::default(),
             stack_moves: StackMoves::default(),
             stack_words: 256,
+            on_report: None,
         }
     }
 
@@ -542,6 +548,27 @@ impl<F: FaultSet> Vm for TestVm<F> {
             _ => Err(ArgumentError::NotOfThisWorld { reference: reference.address() }),
         }
     }
+
+    fn bytes(&self, reference: Ref) -> Option<NonNull<[u8]>> {
+        let length = self.heap.byte_count(reference).ok()?;
+        let payload = NonNull::new(self.heap.payload(reference).ok()?)?;
+        Some(NonNull::slice_from_raw_parts(payload, length))
+    }
+
+    fn locate(&self, address: usize) -> Option<Residence> {
+        self.heap.resolve_interior(address).map(|_| Residence::Movable)
+    }
+
+    fn covers(&self, reference: Ref, address: usize) -> bool {
+        self.heap.resolve_interior(address) == Some(reference)
+    }
+
+    fn report(&self, report: &Report<'_>) {
+        match &self.on_report {
+            Some(on_report) => on_report(report),
+            None => eprintln!("reentry: {report}"),
+        }
+    }
 }
 
 // SAFETY: S1, S2: `frames` visits the slots that the data-flow analysis calls live, at their current addresses in the operand stack (with `Walk::Legacy` it breaks S1 on
@@ -582,6 +609,7 @@ pub struct TestVmBuilder<F: FaultSet = Correct> {
     guard: Guard,
     stack_moves: StackMoves,
     stack_words: usize,
+    on_report: Option<OnReport>,
 }
 
 impl<F: FaultSet> TestVmBuilder<F> {
@@ -613,6 +641,13 @@ impl<F: FaultSet> TestVmBuilder<F> {
         self
     }
 
+    /// Chooses what receives the crate's reports; otherwise they are written to standard error.
+    #[must_use]
+    pub fn on_report(mut self, on_report: impl Fn(&Report<'_>) + Send + Sync + 'static) -> Self {
+        self.on_report = Some(Box::new(on_report));
+        self
+    }
+
     /// Binds the next foreign function, numbered from 0. It runs in the foreign state.
     #[must_use]
     pub fn native(
@@ -636,6 +671,7 @@ impl<F: FaultSet> TestVmBuilder<F> {
             guard: self.guard,
             stack_moves: self.stack_moves,
             stack_words: self.stack_words,
+            on_report: self.on_report,
             globals: Mutex::new(Vec::new()),
             visits: Mutex::new(HashMap::new()),
             collections: AtomicU64::new(0),

@@ -17,6 +17,8 @@
 
 use crate::activation::{ForeignFrame, Upcalls};
 use crate::arch;
+use crate::chain;
+use crate::checked::CHECKED;
 use crate::control::{MachineState, Saved};
 use crate::faults::Faults;
 use crate::home::home;
@@ -273,6 +275,9 @@ fn managed_part<V: StackScanner, R>(
     let header = &record.header;
     frame.entry_sp.set(sp);
     frame.roots_base.set(header.roots.mark());
+    if CHECKED {
+        chain::check::<V>(header);
+    }
     let body = || {
         // SAFETY: attached and managed until `go_back_out`, and the handle ends with the body.
         let mut parts = unsafe { MutatorParts::new(record, frame) };
@@ -414,6 +419,13 @@ fn abort_managed<V: StackScanner>(record: &Record<V>) -> ! {
     let reason = State::Managed.after(Event::Upcall).err().unwrap_or_default();
     // SAFETY: the word of an attached mutator holds a live record; `older` is null or one: the foreign call the running activation was called from.
     let caller = unsafe { (*header.word.record()).older.as_ref() };
+    if let Some(region) = header.checked.region() {
+        unwind::abort(format_args!(
+            "mutator {} cannot receive an upcall: it is managed, {region}; {reason}; {}",
+            header.id.get(),
+            region.advice()
+        ));
+    }
     match caller {
         Some(caller) => unwind::abort(format_args!(
             "mutator {} cannot receive an upcall: it is managed, in an upcall of the foreign call at {}; {reason}",

@@ -2,12 +2,14 @@
 #![expect(clippy::missing_panics_doc, reason = "a test fails by panicking")]
 
 mod anchors;
+mod checked;
 mod early_release;
 mod founding;
 mod handles;
 mod hostile;
 mod hosts;
 mod layout;
+mod leaf;
 mod leaks;
 mod leaving;
 mod misuse;

@@ -165,3 +165,8 @@ pub(crate) fn message<R>(f: impl FnOnce() -> R) -> String {
 pub(crate) fn number<R>(f: impl FnOnce() -> R) -> u32 {
     *caught(f).downcast::<u32>().expect("a quiet panic")
 }
+
+/// Whether the crate under test checks.
+pub(crate) fn checked() -> bool {
+    cfg!(any(debug_assertions, feature = "checked"))
+}

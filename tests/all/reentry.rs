@@ -13,7 +13,7 @@ use reentry::testkit::{
     Correct, FaultSet, Guard, NativeArgument, NativeResult, Ref, StackMoves, TestVm, TestVmBuilder, Value,
     Walk,
 };
-use reentry::{ArgumentPlan, FrameKind, Mutator, UpcallClosure, World, upcall_fn};
+use reentry::{ArgumentPlan, FrameKind, Mutator, NoAddresses, UpcallClosure, World, upcall_fn};
 use reentry_foreign::{
     Callback, Pair, foreign_arity_0, foreign_arity_1, foreign_arity_3, foreign_arity_6, foreign_arity_7,
     foreign_arity_8, foreign_arity_11, foreign_arity_12, foreign_call_back, foreign_call_back_below_64k,
@@ -498,12 +498,12 @@ fn a_result_that_c_writes_survives_collections_and_moves_in_between() {
     }
     fn filled(mutator: &mut Mutator<TestVm>) -> Pair {
         let mut call = mutator.foreign_call();
-        let result = call.copy(Pair::default());
+        let result = call.copy(NoAddresses(Pair::default()));
         let also = call.copy_slice(&[0xA5_u8; 3000]);
         // SAFETY: the result is valid for writes, and the callback takes an `int` and gives one.
-        call.run(|| unsafe { foreign_fill(result.as_ptr(), upcall_fn(next)) });
+        call.run(|| unsafe { foreign_fill(result.as_ptr().cast(), upcall_fn(next)) });
         assert!(call.read_slice(also).iter().all(|byte| *byte == 0xA5));
-        call.read(result)
+        call.read(result).0
     }
     let world = world();
     let mut mutator = world.attach().unwrap();

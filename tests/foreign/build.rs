@@ -1,7 +1,7 @@
 //! Compiles the C side.
 
 fn main() {
-    let sources = ["c/calls.c", "c/crossings.c", "c/founding.c", "c/threads.c", "c/handles.c"];
+    let sources = ["c/calls.c", "c/checked.c", "c/crossings.c", "c/founding.c", "c/threads.c", "c/handles.c"];
     cc::Build::new()
         .files(sources)
         .std("c11")

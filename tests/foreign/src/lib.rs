@@ -141,4 +141,20 @@ foreign! {
     fn foreign_call_back_and_land(callback: Callback, x: c_int, otherwise: c_int) -> c_int;
     /// Leaps to this thread's last [`foreign_call_back_and_land`], past every frame in between.
     fn foreign_leap();
+    /// The Adler-32 checksum.
+    fn foreign_checksum(bytes: *const c_uchar, length: usize) -> u32;
+    /// Stores one value in the word, waits for a bit of `mask` in the word `asked`, and works on for so many nanoseconds.
+    fn foreign_work_on(word: *const AtomicU32, store: u32, asked: *const AtomicU32, mask: u32, nanoseconds: i64);
+    /// Stores one value in the word and yields until it is another or more, for so many nanoseconds at most; 1 if it came.
+    fn foreign_meet_within(word: *const AtomicU32, store: u32, wait: u32, nanoseconds: i64) -> c_int;
+    /// Writes one word, wherever.
+    fn foreign_overwrite(at: *mut usize, word: usize);
+    /// Writes one byte, wherever.
+    fn foreign_overwrite_byte(at: *mut c_uchar, byte: c_uchar);
+    /// `other` plus the word at an address, if that is not null.
+    fn foreign_first_word(words: *const usize, other: usize) -> usize;
+    /// `body(0)`; 1 if [`foreign_escape`] left it.
+    fn foreign_escapable(body: Callback) -> c_int;
+    /// Goes back to the innermost [`foreign_escapable`] of this thread with `longjmp`, past every frame in between.
+    fn foreign_escape();
 }

@@ -1,0 +1,124 @@
+//! The pointer check of checked mode: addresses of heap objects that foreign code is given, and that nothing keeps in place.
+//!
+//! The rule is cgo's: what C is given either lies outside the heap or is pinned for as long as C has it. An address is *protected* if
+//!
+//! - a pin that covers it is in force: declared by this call, by an older call of this mutator that is still in progress, by an upcall through
+//!   [`Mutator::hand_over_pinned`](crate::Mutator::hand_over_pinned), or held by any [`Pinner`](crate::Pinner) of the world;
+//! - or a transitive pin is in force: what is reachable from it is not followed here, so it counts as covering;
+//! - or its object does not move anyway ([`Residence::Fixed`]) and one of those calls roots it.
+//!
+//! Addresses are collected as they are declared and judged when the call runs, so that a pin may be declared after the copy that needs it.
+
+use crate::activation::ForeignFrame;
+use crate::checked::CHECKED;
+use crate::foreign_value::ForeignValue;
+use crate::pause::Shared;
+use crate::record::Header;
+use crate::root_stack::{Entry, EntryKind};
+use crate::vm::{ArgumentPlan, Report, Residence, StackScanner};
+use core::panic::Location;
+
+/// One address a call takes to foreign code.
+#[derive(Clone, Copy)]
+struct Passed {
+    address: usize,
+    /// Which argument of [`ForeignCall::invoke`](crate::ForeignCall::invoke) it is, or is in.
+    argument: Option<usize>,
+}
+
+/// The addresses a call takes to foreign code. Empty, and of no size, in a build that does not check.
+#[derive(Default)]
+pub(crate) struct PassedAddresses {
+    #[cfg(any(debug_assertions, feature = "checked"))]
+    passed: Vec<Passed>,
+}
+
+impl PassedAddresses {
+    #[cfg(any(debug_assertions, feature = "checked"))]
+    fn list(&mut self) -> Option<&mut Vec<Passed>> {
+        CHECKED.then_some(&mut self.passed)
+    }
+
+    #[cfg(not(any(debug_assertions, feature = "checked")))]
+    fn list(&mut self) -> Option<&mut Vec<Passed>> {
+        None
+    }
+
+    /// Notes the addresses in `value`.
+    #[inline(always)]
+    pub(crate) fn note<T: ForeignValue + ?Sized>(&mut self, value: &T) {
+        if CHECKED && T::HAS_ADDRESSES {
+            value.addresses(&mut |address| self.push(address, None));
+        }
+    }
+
+    /// Notes one address; null is none.
+    pub(crate) fn push(&mut self, address: usize, argument: Option<usize>) {
+        if let Some(list) = self.list().filter(|_| address != 0) {
+            list.push(Passed { address, argument });
+        }
+    }
+
+    /// Reports what is not protected as the call at `site` is about to run. What the call keeps (its copies) is looked at again when it runs again; what was
+    /// reported is not.
+    #[cold]
+    #[inline(never)]
+    pub(crate) fn judge<V: StackScanner>(
+        &mut self,
+        shared: &Shared<V>,
+        header: &Header,
+        frame: &ForeignFrame,
+        call_site: &'static Location<'static>,
+    ) {
+        let Some(list) = self.list() else { return };
+        list.retain(|&Passed { address, argument }| {
+            let Some(residence) = shared.vm.locate(address) else { return false };
+            let protected = is_protected(shared, header, frame, address, residence);
+            if !protected {
+                shared.vm.report(&Report::UnprotectedPointer { address, call_site, argument, residence });
+            }
+            protected && argument.is_none()
+        });
+    }
+}
+
+fn is_protected<V: StackScanner>(
+    shared: &Shared<V>,
+    header: &Header,
+    frame: &ForeignFrame,
+    address: usize,
+    residence: Residence,
+) -> bool {
+    let vm = &shared.vm;
+    let mut protected = false;
+    let mut look = |entry: Entry| {
+        let (root, word) = match entry.kind {
+            EntryKind::TransitivePin => {
+                protected = true;
+                return;
+            }
+            EntryKind::KeepAlive => return,
+            EntryKind::Pin => (false, entry.word::<V::Ref>()),
+            EntryKind::Root => (true, entry.word::<V::Ref>()),
+            // SAFETY: an in-place entry holds the address of a slot; this thread is managed.
+            EntryKind::InPlace => (true, unsafe { entry.word::<*mut V::Ref>().read() }),
+        };
+        if !protected && (!root || residence == Residence::Fixed) {
+            // SAFETY: the guard that declared the entry vouches that the word holds a reference until its call ends.
+            protected = vm.covers(unsafe { word.read() }, address);
+        }
+    };
+    header.roots.all(&mut look);
+    let mut record = core::ptr::from_ref(frame);
+    // SAFETY: records are linked for ever and live as long as their mutator's.
+    while let Some(call) = unsafe { record.as_ref() } {
+        call.results(&mut look);
+        record = call.older;
+    }
+    if !protected {
+        shared.pins.for_each(|plan, reference| {
+            protected = protected || plan == ArgumentPlan::TransitivePin || vm.covers(reference, address);
+        });
+    }
+    protected
+}
