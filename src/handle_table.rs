@@ -124,7 +124,10 @@ impl HandleTable {
             if shard < SHARDS {
                 // Its own shard's first. Pairs with the store of `push`: all that was done with these slots is seen.
                 let stack = &table.shards[(home + shard) & (SHARDS - 1)].released.0;
-                list = stack.swap(ptr::null_mut(), Ordering::Acquire);
+                // Looked at first: an empty one is left to the threads that use it.
+                if !stack.load(Ordering::Relaxed).is_null() {
+                    list = stack.swap(ptr::null_mut(), Ordering::Acquire);
+                }
             }
         }
         (0..SHARDS).find_map(|shard| self.grow(free, (home + shard) & (SHARDS - 1)))

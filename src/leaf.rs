@@ -13,7 +13,8 @@ use crate::checked::Region;
 use crate::errno::Errno;
 use crate::foreign_call::ForeignCall;
 use crate::mutator::Mutator;
-use crate::vm::{ArgumentError, ArgumentPlan, Report, StackScanner};
+use crate::record::Header;
+use crate::vm::{ArgumentError, ArgumentPlan, Report, StackScanner, Vm};
 use core::fmt;
 use core::marker::PhantomData;
 use core::panic::Location;
@@ -251,22 +252,22 @@ impl<V: StackScanner> ForeignCall<'_, V> {
         self.check_leaf(call_site);
         let result = header.checked.within(Region::Leaf(call_site), f);
         if !header.word.is_clear() {
-            self.look_at_clock(site, call_site);
+            look_at_clock(self.vm(), header, site, call_site);
         }
         result
     }
+}
 
-    /// A pause is wanted: is it this leaf call that keeps it waiting, and for how long?
-    #[cold]
-    #[inline(never)]
-    fn look_at_clock(&self, site: &LeafSite, call_site: &'static Location<'static>) {
-        // `errno` is the foreign code's, for the caller to read.
-        Errno::keep(|| {
-            let delay = self.header().coordinator().pause_delay();
-            let Some(delay) = delay.filter(|&delay| delay > site.budget) else { return };
-            site.count();
-            let promoted = site.is_promoted();
-            self.vm().report(&Report::LeafOverBudget { call_site, delay, budget: site.budget, promoted });
-        });
-    }
+/// A pause is wanted: is it this leaf call that keeps it waiting, and for how long? (Not a method: a guard whose address is taken would have to be in memory.)
+#[cold]
+#[inline(never)]
+fn look_at_clock<V: Vm>(vm: &V, header: &Header, site: &LeafSite, call_site: &'static Location<'static>) {
+    // `errno` is the foreign code's, for the caller to read.
+    Errno::keep(|| {
+        let delay = header.coordinator().pause_delay();
+        let Some(delay) = delay.filter(|&delay| delay > site.budget) else { return };
+        site.count();
+        let promoted = site.is_promoted();
+        vm.report(&Report::LeafOverBudget { call_site, delay, budget: site.budget, promoted });
+    });
 }

@@ -674,10 +674,17 @@ fn handles_made_passed_on_read_and_released_by_many_threads_while_another_collec
             for maker in 0..2 {
                 let send = send.clone();
                 let (world, ready, words, makers_done) = (&world, &ready, &words, &makers_done);
+                let (found, collections) = (&found, &collections);
                 scope.spawn(move || {
                     let mut mutator = world.attach().unwrap();
                     mutator.foreign_call().run(|| ready.wait());
-                    for n in 0..HANDLES {
+                    // Until the others have had their part in it, however they are scheduled.
+                    let enough = |n| {
+                        n >= HANDLES
+                            && found.load(Ordering::Relaxed) > 0
+                            && collections.load(Ordering::Relaxed) > 1
+                    };
+                    for n in (0..100 * HANDLES).take_while(|n| !enough(*n)) {
                         let label = format!("{maker}, {n}");
                         // No safepoint between the two: nothing has moved.
                         let object = text(world, &label);
@@ -703,20 +710,30 @@ fn handles_made_passed_on_read_and_released_by_many_threads_while_another_collec
             scope.spawn(move || {
                 let (world, ready, stop) = (world_, ready_, stop_);
                 ready.wait(); // no mutator of the world
+                // A few words are kept for a while, so that the reader finds some before and some after their release.
+                let mut kept = std::collections::VecDeque::new();
                 while let Ok(message) = receive.recv() {
                     match message {
                         Message::Owned(handle) => drop(handle),
-                        Message::Raw(raw) => world.release(raw).unwrap(),
+                        Message::Raw(raw) => kept.push_back(raw),
+                    }
+                    if kept.len() > 16 {
+                        world.release(kept.pop_front().unwrap()).unwrap();
                     }
                 }
+                kept.into_iter().for_each(|raw| world.release(raw).unwrap());
                 stop.store(true, Ordering::Release);
             });
             scope.spawn(|| {
                 let mut mutator = world.attach().unwrap();
                 mutator.foreign_call().run(|| ready.wait());
                 while !stop.load(Ordering::Acquire) {
-                    let raw = words.lock().unwrap().last().copied();
-                    if let Some(raw) = raw {
+                    let newest = {
+                        let words = words.lock().unwrap();
+                        [words.len().checked_sub(1), words.len().checked_sub(17)]
+                            .map(|index| index.map(|index| words[index]))
+                    };
+                    for raw in newest.into_iter().flatten() {
                         match mutator.lookup(raw) {
                             // Read before the next safepoint: it is alive still, though it may have been released.
                             Ok(object) => {
@@ -738,11 +755,13 @@ fn handles_made_passed_on_read_and_released_by_many_threads_while_another_collec
                 while !stop.load(Ordering::Acquire) {
                     world.pause(|stopped| stopped.vm().collect(stopped)).unwrap();
                     collections.fetch_add(1, Ordering::Relaxed);
+                    // A pause on the heels of the last finds those that waited for it waiting still.
+                    thread::sleep(core::time::Duration::from_micros(50));
                 }
             });
         });
         assert_eq!(makers_done.load(Ordering::Relaxed), 2);
-        assert!(found.load(Ordering::Relaxed) + stale.load(Ordering::Relaxed) > 0);
+        assert!(found.load(Ordering::Relaxed) > 0, "words were looked up ({stale:?} of them stale)");
         assert!(collections.load(Ordering::Relaxed) > 1, "it ran beside collections");
         assert_eq!(world.pause(|stopped| stopped.vm().collect(stopped)).unwrap().live, 0);
         assert!(world.leaks().is_empty());
