@@ -352,6 +352,16 @@ fn outlined<R>(f: impl FnOnce() -> R) -> R {
 #[cold]
 #[inline(never)]
 fn carry<V: StackScanner>(vm: &V, saved: &ForeignFrame, policy: Option<ErrorPolicy>, payload: Payload) {
+    // Foreign frames may be next: neither a report nor the drop of an error may unwind (I7).
+    hook(|| carry_on(vm, saved, policy, payload));
+}
+
+/// [`carry`].
+///
+/// # Panics
+///
+/// With what the VM's report panics with, or the drop of an error that ends here.
+fn carry_on<V: StackScanner>(vm: &V, saved: &ForeignFrame, policy: Option<ErrorPolicy>, payload: Payload) {
     let error = describe::<V>(&payload);
     match policy.unwrap_or(saved.terms().on_error) {
         ErrorPolicy::Abort => unwind::abort(format_args!(
@@ -403,7 +413,7 @@ impl<V: StackScanner> Mutator<V> {
                 Location::caller()
             );
         };
-        carry(self.vm(), call, None, Box::new(Thrown(exception)));
+        carry(self.vm(), call, self.frame().own_policy(), Box::new(Thrown(exception)));
     }
 }
 

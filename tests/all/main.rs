@@ -2,6 +2,7 @@
 #![expect(clippy::missing_panics_doc, reason = "a test fails by panicking")]
 
 mod anchors;
+mod errors;
 mod founding;
 mod hostile;
 mod hosts;
@@ -13,6 +14,7 @@ mod nesting;
 mod plain;
 mod programs;
 mod qsort;
+mod raising;
 mod reentry;
 mod references;
 mod relocation;
