@@ -17,6 +17,7 @@ mod qsort;
 mod raising;
 mod reentry;
 mod references;
+mod refusals;
 mod relocation;
 mod threads;
 mod walker;

@@ -2,10 +2,13 @@
 #if defined(__linux__)
 #define _GNU_SOURCE
 #endif
+#include <pthread.h>
 #include <signal.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
 #if defined(__linux__)
 #include <ucontext.h>
 #endif
@@ -153,4 +156,31 @@ int foreign_change_machine_and_call_back(int (*callback)(int), int x) {
     int result = callback(x);
     foreign_machine(&after);
     return memcmp(&before, &after, sizeof before) == 0 ? result : -1;
+}
+
+/* Runs `f(data)` on a thread with exactly so much stack, and a page below it that faults. 0, or -1 if there is no such thread. */
+struct small_task {
+    void (*f)(void *);
+    void *data;
+};
+static void *run_small_task(void *data) {
+    struct small_task *task = data;
+    task->f(task->data);
+    return NULL;
+}
+int foreign_thread_with_stack(size_t size, void (*f)(void *), void *data) {
+    size_t guard = (size_t)sysconf(_SC_PAGESIZE);
+    struct small_task task = {f, data};
+    pthread_attr_t attributes;
+    pthread_t thread;
+    char *memory = mmap(NULL, guard + size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (memory == MAP_FAILED) return -1;
+    mprotect(memory, guard, PROT_NONE);
+    pthread_attr_init(&attributes);
+    int failed = pthread_attr_setstack(&attributes, memory + guard, size) != 0 ||
+                 pthread_create(&thread, &attributes, run_small_task, &task) != 0;
+    pthread_attr_destroy(&attributes);
+    if (!failed) pthread_join(thread, NULL);
+    munmap(memory, guard + size);
+    return failed ? -1 : 0;
 }

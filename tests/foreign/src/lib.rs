@@ -137,4 +137,6 @@ foreign! {
     fn foreign_halve(x: f64) -> f64;
     /// Both changes, then `callback(x)`; -1 if the state is not what it was made.
     fn foreign_change_machine_and_call_back(callback: Callback, x: c_int) -> c_int;
+    /// Runs `f(data)` on a thread with exactly `size` bytes of stack and a page below it that faults; -1 if there is no such thread.
+    fn foreign_thread_with_stack(size: usize, f: extern "C" fn(*mut c_void), data: *mut c_void) -> c_int;
 }
