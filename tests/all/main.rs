@@ -9,6 +9,7 @@ mod hosts;
 mod layout;
 mod leaks;
 mod leaving;
+mod machine;
 mod misuse;
 mod nesting;
 mod plain;
