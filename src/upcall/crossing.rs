@@ -25,7 +25,7 @@ use crate::pause::Shared;
 use crate::record::{Header, Ownership};
 use crate::registry::AttachError;
 use crate::state::{Event, State};
-use crate::thread::{Innermost, Record, innermost, is_mine};
+use crate::thread::{Innermost, Record, innermost, is_mine, keep_world};
 use crate::transition::{come_in, describe, go_back_out, hook, repair_slow, wait_to_come_in};
 use crate::unwind::{self, Payload, Thrown};
 use crate::vm::{Capture, Crossing, ErrorPolicy, FrameKind, Report, Site, StackScanner, UpcallRefused};
@@ -151,6 +151,8 @@ fn cross_in_waiting<V: StackScanner, R>(
     fallback: impl FnOnce() -> R,
 ) -> R {
     if wait_to_come_in::<V>(&record.header, saved, frame).is_err() {
+        // What the way in took, a global lock, is given back: the way back of the foreign call takes it again.
+        hook(|| vm_of::<V>(record).leaving_managed(Crossing::Upcall));
         let refused = UpcallRefused::PauseHeldHere { call_site: saved.site.get() };
         refuse::<V>(record, saved, conduct, refused);
         return fallback();
@@ -391,6 +393,8 @@ fn refuse<V: StackScanner>(
     conduct: Conduct,
     refused: UpcallRefused,
 ) {
+    // A foreign thread between upcalls may detach, also in a report: its world would go, with the VM that is reporting.
+    let _world = keep_world(&record.header);
     carry(vm_of::<V>(record), saved, conduct.policy, Box::new(refused));
 }
 

@@ -5,6 +5,7 @@ mod anchors;
 mod errors;
 mod founding;
 mod hostile;
+mod hostile_errors;
 mod hosts;
 mod layout;
 mod leaks;
