@@ -401,7 +401,7 @@ fn refuse<V: StackScanner>(
 impl<V: StackScanner> Mutator<V> {
     /// Makes `exception` the outcome of the foreign call this upcall runs in; the upcall goes on, and returns to C what C is to see.
     ///
-    /// For bodies that work as C does (an exception is pending, the result says so); a [`Throwing`](crate::Throwing) body returns its exception instead. The [policy](ErrorPolicy) decides what
+    /// For bodies that work as C does (an exception is pending, the result says so); a [`Throwing`](crate::Throwing) body returns its exception instead. The [policy](ErrorPolicy), the upcall function's or the call's, decides what
     /// becomes of it, as for any error of an upcall; if the call carries one already, this one is reported and ends.
     ///
     /// # Panics
