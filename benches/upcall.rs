@@ -7,9 +7,12 @@ mod common;
 use common::{BenchVm, SecondThread, criterion, world};
 use core::ffi::{c_int, c_void};
 use core::hint::black_box;
+use core::panic::AssertUnwindSafe;
 use criterion::{Criterion, criterion_group, criterion_main};
-use reentry::{FenceStrategy, Mutator, UpcallClosure, upcall_fn};
+use reentry::testkit::{TestVm, Trap};
+use reentry::{FenceStrategy, Mutator, Throwing, UpcallClosure, World, upcall_fn};
 use reentry_foreign::{Callback, foreign_call_back_and_go_on, foreign_call_back_last_and_go_on};
+use std::panic::{catch_unwind, resume_unwind};
 
 extern "C" fn bare(x: c_int) -> c_int {
     x + 1
@@ -40,6 +43,38 @@ extern "C" fn bare_nested(x: c_int) -> c_int {
             x - 1,
         )
     }
+}
+
+fn throwing(_: &mut Mutator<TestVm>, x: c_int) -> Result<c_int, Trap> {
+    if x == 0 { Ok(1) } else { Err(Trap::NoSuchNative(7)) }
+}
+
+fn panicking(_: &mut Mutator<TestVm>, x: c_int) -> c_int {
+    if x == 0 { 1 } else { resume_unwind(Box::new(x)) }
+}
+
+/// Errors carried past C, in a VM with exceptions: a call whose upcall throws, and one whose upcall panics. The baseline is a bare call; `bare_panic` is what Rust takes to
+/// begin a panic and catch it, with nothing between.
+fn errors(c: &mut Criterion) {
+    let mut group = c.benchmark_group("upcall");
+    let world = World::new(TestVm::new());
+    let mut attachment = world.attach().expect("a new world, a new thread");
+    let mutator: &mut Mutator<TestVm> = &mut attachment;
+    let call: Call = black_box(foreign_call_back_and_go_on);
+    let (throws, panics): (Callback, Callback) = (upcall_fn(Throwing(throwing)), upcall_fn(panicking));
+    group.bench_function("carry_error", |b| {
+        b.iter(|| mutator.foreign_call().try_run(|| call_back_in_c(call, throws)).is_err());
+    });
+    group.bench_function("carry_panic", |b| {
+        b.iter(|| {
+            let call = AssertUnwindSafe(|| mutator.foreign_call().run(|| call_back_in_c(call, panics)));
+            catch_unwind(call).is_err()
+        });
+    });
+    group.bench_function("bare_panic", |b| {
+        b.iter(|| catch_unwind(|| resume_unwind(Box::new(black_box(1)))).is_err());
+    });
+    group.finish();
 }
 
 /// The foreign work, and the baseline.
@@ -84,5 +119,5 @@ fn upcall(c: &mut Criterion) {
     group.finish();
 }
 
-criterion_group! { name = benches; config = criterion(); targets = upcall }
+criterion_group! { name = benches; config = criterion(); targets = upcall, errors }
 criterion_main!(benches);

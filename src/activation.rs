@@ -65,6 +65,8 @@ pub(crate) struct ForeignFrame {
     set_aside: Cell<*const ForeignFrame>,
     /// The machine's state on the managed side of a call that preserves it.
     machine: Cell<Saved>,
+    /// The policy of the upcall function that runs in this activation, if it has one of its own.
+    own_policy: Cell<Option<ErrorPolicy>>,
     /// A function of the record's address, written once: the last word, so that what runs into the record from below or fills it is noticed. See `chain.rs`.
     pub(crate) canary: Cell<usize>,
 }
@@ -158,6 +160,7 @@ impl ForeignFrame {
             terms: Cell::new(None),
             set_aside: Cell::new(ptr::null()),
             machine: Cell::new(Saved::NOTHING),
+            own_policy: Cell::new(None),
             canary: Cell::new(0),
         }
     }
@@ -202,6 +205,22 @@ impl ForeignFrame {
         }
     }
 
+    /// The policy of the upcall function that runs in this activation, if it has one of its own.
+    pub(crate) fn own_policy(&self) -> Option<ErrorPolicy> {
+        self.own_policy.get()
+    }
+
+    /// Runs `body`, in this activation, under a policy of the upcall function's own.
+    ///
+    /// # Panics
+    ///
+    /// With what `body` panics with.
+    pub(crate) fn under_policy<R>(&self, policy: Option<ErrorPolicy>, body: impl FnOnce() -> R) -> R {
+        let before = self.own_policy.replace(policy);
+        let _back = scopeguard::guard(before, |before| self.own_policy.set(before));
+        body()
+    }
+
     /// What the call in progress asked for.
     pub(crate) fn terms(&self) -> Terms {
         self.terms.get().unwrap_or_default()
@@ -228,6 +247,11 @@ impl ForeignFrame {
             self.newer.set(self.set_aside.replace(ptr::null()));
             self.machine.set(Saved::NOTHING);
         }
+    }
+
+    /// Ends what the upcall of this activation has set, and foreign code has skipped.
+    pub(crate) fn forget_policy(&self) {
+        self.own_policy.set(None);
     }
 
     /// The machine's state on the managed side of the call in progress.

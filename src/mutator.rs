@@ -83,6 +83,12 @@ impl<V: StackScanner> Mutator<V> {
         unsafe { self.frame.as_ref() }
     }
 
+    /// The same, for whoever lends the mutator on meanwhile.
+    #[inline(always)]
+    pub(crate) fn running(&self) -> NonNull<ForeignFrame> {
+        self.frame
+    }
+
     #[inline(always)]
     pub(crate) fn record(&self) -> &Record<V> {
         // SAFETY: the record outlives the handle (promised to `new`), and nobody forms `&mut` to it.

@@ -124,7 +124,7 @@ impl Header {
     pub(crate) fn begin(&self, entry_sp: usize, reserve: usize) {
         let stack = crate::arch::stack_bounds().unwrap_or(0..0);
         // A reserve that a small stack cannot spare would refuse every upcall.
-        let reserve = reserve.min(stack.len() / 4);
+        let reserve = reserve.min(stack.len() / 2);
         self.stack_limit.set(if stack.is_empty() { 0 } else { stack.start + reserve });
         self.native_stack.set((stack.start, stack.end));
         self.base.kind.set(FrameKind::ForeignCall);

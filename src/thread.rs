@@ -219,6 +219,20 @@ pub(crate) enum Innermost<V: StackScanner> {
     Ambiguous,
 }
 
+/// The world of one of this thread's attachments, kept alive.
+pub(crate) struct Kept(#[expect(dead_code, reason = "held for its drop")] Option<Arc<dyn Leave>>);
+
+/// Keeps the world of one of this thread's attachments alive as long as the result: a foreign thread between upcalls may be all that does, and code of the VM that
+/// runs then may detach it.
+pub(crate) fn keep_world(header: &Header) -> Kept {
+    let world = EXIT.try_with(|exit| {
+        let attached = exit.attached.borrow();
+        attached.iter().find(|(entry, _)| ptr::eq(*entry, header)).map(|(_, world)| Arc::clone(world))
+    });
+    // Where the exit hook has run, what it left attached has an owner elsewhere.
+    Kept(world.ok().flatten())
+}
+
 /// Finds this thread's mutator of a world of type `V` whose foreign call is the innermost.
 pub(crate) fn innermost<V: StackScanner>() -> Innermost<V> {
     let mut best = (usize::MAX, Innermost::None);

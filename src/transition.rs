@@ -21,7 +21,7 @@ pub(crate) fn hook(call: impl FnOnce()) {
     // Caught, not cleaned up after: with no handler above, a panic would end the process before any clean-up could say why.
     if unwind::stop(call).is_err() {
         unwind::abort(format_args!(
-            "a transition hook panicked; the hooks of `Vm` must not, nor a report in a transition"
+            "a transition hook panicked; the hooks of `Vm` must not, nor a report or the drop of an error in a transition"
         ));
     }
 }
@@ -207,6 +207,7 @@ pub(crate) fn repair_slow<V: StackScanner>(vm: &V, header: &Header, frame: &Fore
             record.finish_slow();
         }
         record.forget_terms();
+        record.forget_policy();
         record.kind.set(FrameKind::ForeignCall);
         record.forget_given::<V>(true);
         header.roots.release_to(record.roots_base.get());
@@ -310,7 +311,8 @@ pub(crate) fn at_safepoint<V: StackScanner, R>(
 ///
 /// # Panics
 ///
-/// With the error, if there is one; while the thread is unwinding already it is reported instead, since a panic that leaves a destructor ends the process.
+/// With the error, if there is one: a refused upcall as the exception that the VM makes of it, if it makes one. While the thread is unwinding already it is reported
+/// instead, since a panic that leaves a destructor ends the process.
 #[cold]
 #[inline(never)]
 pub(crate) fn resume_pending<V: Vm>(vm: &V, frame: &ForeignFrame) {
@@ -319,7 +321,10 @@ pub(crate) fn resume_pending<V: Vm>(vm: &V, frame: &ForeignFrame) {
     }
     let Some(payload) = frame.take_pending() else { return };
     match payload.downcast::<UpcallRefused>() {
-        Ok(refused) => panic!("reentry: {refused}"),
+        Ok(refused) => match vm.exception_for(&refused) {
+            Some(exception) => unwind::resume(Box::new(Thrown(exception))),
+            None => panic!("reentry: {refused}"),
+        },
         Err(payload) => unwind::resume(payload),
     }
 }

@@ -38,11 +38,24 @@ pub(crate) fn resume(payload: Payload) -> ! {
     panic::resume_unwind(payload)
 }
 
+/// Runs what gives C its fallback value. There is nothing to fall back on behind it: its panic ends the process, with a message.
+#[cold]
+pub(crate) fn last_resort<R>(fallback: impl FnOnce() -> R) -> R {
+    match stop(fallback) {
+        Ok(value) => value,
+        Err(_) => abort(format_args!(
+            "the fallback of an upcall panicked; it must not, since C needs a value in place of the one that failed"
+        )),
+    }
+}
+
 /// Ends the process with a message: for misuse met in a frame that cannot unwind and has no managed side to carry an error to.
 #[cold]
 #[inline(never)]
 pub(crate) fn abort(message: fmt::Arguments<'_>) -> ! {
     use std::io::Write as _;
+    // The message may hold an error's own text, and the code that writes that may panic.
+    let _end = scopeguard::guard((), |()| std::process::abort());
     // A failed write to standard error changes nothing about what happens next.
     drop(writeln!(std::io::stderr(), "reentry: fatal: {message}"));
     std::process::abort()

@@ -16,6 +16,7 @@ mod crossing;
 use crate::mutator::Mutator;
 use crate::pause::Shared;
 use crate::thread::only;
+use crate::unwind::last_resort;
 use crate::vm::{ErrorPolicy, StackScanner};
 use core::ffi::c_void;
 use core::fmt;
@@ -130,7 +131,10 @@ macro_rules! policy_body {
                 policy: Option<ErrorPolicy>,
                 fallback: impl FnOnce() -> R,
             ) -> R {
-                self.0.call(mutator, arguments, policy, fallback)
+                let frame = mutator.running();
+                // SAFETY: records live as long as their mutator's, which is attached for as long as the body runs.
+                let frame = unsafe { frame.as_ref() };
+                frame.under_policy(policy, || self.0.call(mutator, arguments, policy, fallback))
             }
         }
     };
@@ -293,6 +297,7 @@ where
 {
     // SAFETY: promised by the caller.
     let (body, fallback) = unsafe { (conjure::<Body>(), conjure::<Fallback>()) };
+    let fallback = || last_resort(fallback);
     let body = |mutator: &mut Mutator<V>| body.call(mutator, arguments, conduct.policy, fallback);
     // SAFETY: null, or this thread's attached record of a world of `V`.
     match unsafe { only::<V>().as_ref() } {

@@ -82,9 +82,10 @@ pub trait Vm: Sized + Send + Sync + 'static {
         let _ = crossing;
     }
 
-    /// Makes an exception of a refused upcall, for [`ForeignCall::try_run`](crate::ForeignCall::try_run): a VM turns [`UpcallRefused::StackExhausted`] into its stack overflow.
+    /// Makes an exception of a refused upcall: a VM turns [`UpcallRefused::StackExhausted`] into its stack overflow. It goes on as if the upcall had thrown it:
+    /// [`ForeignCall::try_run`](crate::ForeignCall::try_run) gives it, at whatever depth, and [`ForeignCall::run`](crate::ForeignCall::run) lets it pass.
     ///
-    /// Called on the mutator's thread, managed, when the foreign call has returned. Must not poll. The default, `None`, lets the call panic with the refusal's text.
+    /// Called on the mutator's thread, managed, when the foreign call, or the pause, is over. Must not poll. The default, `None`, lets the call panic with the refusal's text.
     fn exception_for(&self, refused: &UpcallRefused) -> Option<Self::Exception> {
         let _ = refused;
         None
@@ -118,7 +119,8 @@ pub trait Vm: Sized + Send + Sync + 'static {
 
     /// Receives what happened that no caller can be told of. The default writes it to standard error.
     ///
-    /// Called on the thread it happened on, in any state: must not touch the heap, poll or call back into the crate.
+    /// Called on the thread it happened on, in any state: must not touch the heap, poll or call back into the crate. Must not panic: foreign frames may be next, so a panic
+    /// there ends the process, and so does one from the drop of an exception that ends with the report.
     fn report(&self, report: &Report<'_>) {
         eprintln!("reentry: {report}");
     }

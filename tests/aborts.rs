@@ -7,8 +7,8 @@ use core::cell::Cell;
 use core::ffi::c_int;
 use core::time::Duration;
 use reentry::{
-    Capture, Crossing, LeafSite, Mutator, RootVisitor, Segment, StackScanner, UpcallClosure, Vm, World,
-    upcall_fn, upcall_fn_or,
+    Aborting, Capture, Crossing, ErrorPolicy, FallbackOnly, LeafSite, Mutator, Report, RootVisitor, Segment,
+    StackScanner, Throwing, UpcallClosure, Vm, World, upcall_fn, upcall_fn_or, upcall_fn_unwind,
 };
 use reentry_foreign::{Callback, foreign_call_back, foreign_call_back_elsewhere, foreign_call_back_last};
 use std::process::Command;
@@ -51,15 +51,43 @@ fn aborts_before(too_late: &str, name: &str, says: &[&str], misuse: impl FnOnce(
 
 struct Small;
 
-thread_local! { static HOOK_PANICS: Cell<Option<Crossing>> = const { Cell::new(None) }; }
+thread_local! {
+    static HOOK_PANICS: Cell<Option<Crossing>> = const { Cell::new(None) };
+    static REPORT_PANICS: Cell<bool> = const { Cell::new(false) };
+}
+
+/// An exception, which may panic where it is told of or where it ends.
+enum Oops {
+    Quiet,
+    PanicsWhenTold,
+    PanicsWhenDropped,
+}
+
+impl core::fmt::Debug for Oops {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        assert!(!matches!(self, Self::PanicsWhenTold), "the text's own message");
+        f.write_str("Oops")
+    }
+}
+
+impl Drop for Oops {
+    fn drop(&mut self) {
+        assert!(!matches!(self, Self::PanicsWhenDropped), "the drop's own message");
+    }
+}
 
 impl Vm for Small {
     type Ref = usize;
     type Local = ();
-    type Exception = core::convert::Infallible;
+    type Exception = Oops;
     const CAPTURE: Capture = Capture::Nothing;
 
     fn attach(&self) {}
+
+    fn report(&self, report: &Report<'_>) {
+        assert!(!REPORT_PANICS.get(), "the report's own message");
+        eprintln!("{report}");
+    }
 
     fn leaving_managed(&self, crossing: Crossing) {
         assert!(HOOK_PANICS.get() != Some(crossing), "the hook's own message");
@@ -509,4 +537,197 @@ mod damage {
         });
         assert_eq!(mutator.foreign_call().run(|| call_back(nested)), 2);
     }
+}
+
+fn panics(_: &mut Mutator<Small>, _: c_int) -> c_int {
+    panic!("the body's own message")
+}
+
+fn throws(_: &mut Mutator<Small>, _: c_int) -> Result<c_int, Oops> {
+    Err(Oops::Quiet)
+}
+
+fn throws_and_goes_on(mutator: &mut Mutator<Small>, x: c_int) -> c_int {
+    mutator.throw(Oops::Quiet);
+    x
+}
+
+/// Calls C, which calls back, under a policy, in a world of its own.
+fn call_under(policy: ErrorPolicy, callback: Callback) {
+    let world = World::new(Small);
+    let mut mutator = world.attach().unwrap();
+    mutator.foreign_call().on_error(policy).run(|| call_back(callback));
+}
+
+#[test]
+fn a_panic_under_a_calls_policy_to_abort_ends_the_process_naming_the_call() {
+    aborts(
+        "a_panic_under_a_calls_policy_to_abort_ends_the_process_naming_the_call",
+        &[
+            "reentry: fatal: an upcall of the foreign call at",
+            file!(),
+            "panicked: the body's own message; its error policy is to abort",
+        ],
+        || call_under(ErrorPolicy::Abort, upcall_fn(panics)),
+    );
+}
+
+#[test]
+fn an_exception_under_a_calls_policy_to_abort_ends_the_process_naming_the_call() {
+    aborts(
+        "an_exception_under_a_calls_policy_to_abort_ends_the_process_naming_the_call",
+        &["an upcall of the foreign call at", file!(), "threw Oops; its error policy is to abort"],
+        || call_under(ErrorPolicy::Abort, upcall_fn(Throwing(throws))),
+    );
+}
+
+#[test]
+fn an_exception_thrown_by_hand_under_a_calls_policy_to_abort_ends_the_process() {
+    aborts(
+        "an_exception_thrown_by_hand_under_a_calls_policy_to_abort_ends_the_process",
+        &["an upcall of the foreign call at", file!(), "threw Oops; its error policy is to abort"],
+        || call_under(ErrorPolicy::Abort, upcall_fn(throws_and_goes_on)),
+    );
+}
+
+/// The function's policy wins over the call's.
+#[test]
+fn a_panic_of_an_aborting_upcall_function_ends_the_process_whatever_the_call_says() {
+    aborts(
+        "a_panic_of_an_aborting_upcall_function_ends_the_process_whatever_the_call_says",
+        &[
+            "an upcall of the foreign call at",
+            file!(),
+            "panicked: the body's own message; its error policy is to abort",
+        ],
+        || call_under(ErrorPolicy::Fallback, upcall_fn(Aborting(panics))),
+    );
+}
+
+#[test]
+fn an_exception_of_an_aborting_upcall_function_ends_the_process() {
+    aborts(
+        "an_exception_of_an_aborting_upcall_function_ends_the_process",
+        &["an upcall of the foreign call at", file!(), "threw Oops; its error policy is to abort"],
+        || call_under(ErrorPolicy::Carry, upcall_fn(Aborting(Throwing(throws)))),
+    );
+}
+
+#[test]
+fn an_exception_thrown_by_hand_in_an_aborting_upcall_function_ends_the_process() {
+    aborts(
+        "an_exception_thrown_by_hand_in_an_aborting_upcall_function_ends_the_process",
+        &["an upcall of the foreign call at", file!(), "threw Oops; its error policy is to abort"],
+        || call_under(ErrorPolicy::Fallback, upcall_fn(Aborting(FallbackOnly(throws_and_goes_on)))),
+    );
+}
+
+/// Also where there is no foreign call.
+#[test]
+fn an_error_of_an_aborting_upcall_closure_on_a_foreign_thread_ends_the_process() {
+    aborts(
+        "an_error_of_an_aborting_upcall_closure_on_a_foreign_thread_ends_the_process",
+        &["reentry: fatal: an upcall of", "panicked: the body's own message; its error policy is to abort"],
+        || {
+            let world = World::new(Small);
+            let closure = UpcallClosure::new(&world, Aborting(panics));
+            // SAFETY: the data pointer is the closure's own, and the closure lives.
+            unsafe { foreign_call_back_last(closure.data_last(), 1, closure.data()) };
+        },
+    );
+}
+
+#[test]
+fn a_refused_upcall_under_a_policy_to_abort_ends_the_process_saying_why() {
+    aborts(
+        "a_refused_upcall_under_a_policy_to_abort_ends_the_process_saying_why",
+        &[file!(), "was refused", "was declared to make no upcall", "its error policy is to abort"],
+        || {
+            let world = World::new(Small);
+            let mut mutator = world.attach().unwrap();
+            mutator.foreign_call().without_upcalls().run(|| call_back(upcall_fn(Aborting(body))));
+        },
+    );
+}
+
+/// Where the body has thrown, the fallback is called inside it, so its panic could be taken for the body's.
+#[test]
+fn a_fallback_of_a_throwing_body_that_panics_aborts() {
+    aborts(
+        "a_fallback_of_a_throwing_body_that_panics_aborts",
+        &["the fallback's own message", "reentry: fatal: the fallback of an upcall panicked"],
+        || {
+            call_under(
+                ErrorPolicy::Carry,
+                upcall_fn_or(Throwing(throws), || panic!("the fallback's own message")),
+            )
+        },
+    );
+}
+
+/// I7: through an unwinding upcall the panic would reach C.
+#[test]
+#[expect(ffi_unwind_calls, reason = "this Rust closure stands for the foreign code")]
+fn a_fallback_of_a_refused_unwinding_upcall_that_panics_aborts() {
+    aborts(
+        "a_fallback_of_a_refused_unwinding_upcall_that_panics_aborts",
+        &["the fallback's own message", "reentry: fatal: the fallback of an upcall panicked"],
+        || {
+            let world = World::new(Small);
+            let mut mutator = world.attach().unwrap();
+            let callback = upcall_fn_unwind(body, || panic!("the fallback's own message"));
+            mutator.foreign_call().without_upcalls().run(|| callback(1));
+        },
+    );
+}
+
+/// I7: as above.
+#[test]
+#[expect(ffi_unwind_calls, reason = "this Rust closure stands for the foreign code")]
+fn a_report_of_a_refused_unwinding_upcall_that_panics_aborts() {
+    aborts(
+        "a_report_of_a_refused_unwinding_upcall_that_panics_aborts",
+        &["the report's own message", "reentry: fatal: a transition hook panicked", "nor a report"],
+        || {
+            REPORT_PANICS.set(true);
+            let world = World::new(Small);
+            let mut mutator = world.attach().unwrap();
+            let callback = upcall_fn_unwind(FallbackOnly(body), || 1);
+            mutator.foreign_call().without_upcalls().run(|| callback(1));
+        },
+    );
+}
+
+#[test]
+fn an_exception_that_panics_when_an_upcall_drops_it_aborts() {
+    aborts(
+        "an_exception_that_panics_when_an_upcall_drops_it_aborts",
+        &["the drop's own message", "reentry: fatal: a transition hook panicked", "the drop of an error"],
+        || {
+            let throws =
+                |_: &mut Mutator<Small>, _: c_int| -> Result<c_int, Oops> { Err(Oops::PanicsWhenDropped) };
+            call_under(ErrorPolicy::Fallback, upcall_fn(Throwing(throws)));
+        },
+    );
+}
+
+/// The message of an abort holds the exception's text, which the VM writes.
+#[test]
+fn an_exception_that_panics_when_it_is_told_of_does_not_keep_the_process_from_ending() {
+    aborts(
+        "an_exception_that_panics_when_it_is_told_of_does_not_keep_the_process_from_ending",
+        &["the text's own message"],
+        || {
+            let world = World::new(Small);
+            let mut mutator = world.attach().unwrap();
+            let throws = |mutator: &mut Mutator<Small>, x: c_int| {
+                // The body would catch what `throw` panics with.
+                drop(std::panic::catch_unwind(core::panic::AssertUnwindSafe(|| {
+                    mutator.throw(Oops::PanicsWhenTold);
+                })));
+                x
+            };
+            mutator.foreign_call().run(|| call_back(upcall_fn(Aborting(throws))));
+        },
+    );
 }

@@ -10,8 +10,11 @@ use core::ffi::c_int;
 use core::hint::black_box;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use reentry::testkit::bytecode::Program;
-use reentry::testkit::{Ref, StackMoves, TestVm};
-use reentry::{FenceStrategy, Mutator, UpcallClosure, World, upcall_fn};
+use reentry::testkit::{Ref, StackMoves, TestVm, Trap};
+use reentry::{
+    ErrorPolicy, FenceStrategy, MachineState, Mutator, Throwing, Thrown, UpcallClosure, World, upcall_fn,
+    upcall_fn_or,
+};
 use reentry_foreign::{
     Callback, foreign_add, foreign_call_back, foreign_call_back_last, foreign_call_back_many,
 };
@@ -20,8 +23,8 @@ use std::alloc::System;
 thread_local! {
     /// Allocations and reallocations of this thread. Without a destructor, so that it can be counted to the last.
     static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
-    /// Blocks this thread has allocated less those it has freed.
-    static LIVE: Cell<i64> = const { Cell::new(0) };
+    /// What of it has not been given back: blocks, bytes.
+    static LIVE: Cell<(i64, i64)> = const { Cell::new((0, 0)) };
 }
 
 struct Counting;
@@ -32,34 +35,40 @@ static COUNTING: Counting = Counting;
 // SAFETY: everything is left to the system's allocator.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        count();
-        LIVE.set(LIVE.get() + 1);
+        count(1, layout.size());
         // SAFETY: promised by the caller.
         unsafe { System.alloc(layout) }
     }
 
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
-        count();
-        LIVE.set(LIVE.get() + 1);
+        count(1, layout.size());
         // SAFETY: promised by the caller.
         unsafe { System.alloc_zeroed(layout) }
     }
 
     unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
-        count();
+        count(0, new_size);
+        uncount(0, layout.size());
         // SAFETY: promised by the caller.
         unsafe { System.realloc(pointer, layout, new_size) }
     }
 
     unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        LIVE.set(LIVE.get() - 1);
+        uncount(1, layout.size());
         // SAFETY: promised by the caller.
         unsafe { System.dealloc(pointer, layout) }
     }
 }
 
-fn count() {
+fn count(blocks: i64, bytes: usize) {
     ALLOCATIONS.set(ALLOCATIONS.get() + 1);
+    let live = LIVE.get();
+    LIVE.set((live.0 + blocks, live.1 + bytes as i64));
+}
+
+fn uncount(blocks: i64, bytes: usize) {
+    let live = LIVE.get();
+    LIVE.set((live.0 - blocks, live.1 - bytes as i64));
 }
 
 /// How often `f` allocates on this thread.
@@ -312,7 +321,11 @@ fn a_world_and_its_handles_free_the_table_between_them() {
                 drop(mutator.weak_handle(object));
             }
             end(world, handles);
-            assert!(round == 0 || LIVE.get() == before, "end {number}: {} blocks left", LIVE.get() - before);
+            assert!(
+                round == 0 || LIVE.get().0 == before.0,
+                "end {number}: {} blocks left",
+                LIVE.get().0 - before.0
+            );
         }
     }
 }
@@ -382,5 +395,89 @@ fn polls_and_crossings_that_wait_for_pauses_allocate_nothing() {
             }
             assert_eq!(allocated, 0);
         });
+    }
+}
+
+/// A call with terms of its own costs stores, not memory: also where the terms are the default ones, and with upcalls.
+#[test]
+fn foreign_calls_with_terms_of_their_own_allocate_nothing() {
+    for world in worlds() {
+        let mut mutator = world.attach().unwrap();
+        let plain: Callback = upcall_fn(|_: &mut Mutator<TestVm>, x: c_int| x + 1);
+        assert_no_allocation(UPCALLS as usize / 10, || {
+            // SAFETY: the callback takes an `int` and gives one.
+            let call_back = || unsafe { foreign_call_back(plain, 41) };
+            assert_eq!(mutator.foreign_call().without_upcalls().run(|| add(40)), 42);
+            for policy in [ErrorPolicy::Carry, ErrorPolicy::Abort, ErrorPolicy::Fallback] {
+                assert_eq!(mutator.foreign_call().on_error(policy).run(call_back), 42);
+            }
+            for state in [MachineState::NOTHING, MachineState::FLOATING_POINT, MachineState::ALL] {
+                assert_eq!(mutator.foreign_call().preserving(state).run(call_back), 42);
+            }
+            assert_eq!(mutator.foreign_call().blocking().run(call_back), 42);
+            // And a call without terms after them finds its records as they were.
+            assert_eq!(mutator.foreign_call().run(call_back), 42);
+        });
+    }
+}
+
+/// Go's TestCallbackPanicLoop: a hundred thousand errors, each of which is carried past C and caught; nothing of them is left.
+#[test]
+fn a_hundred_thousand_errors_leave_nothing_behind() {
+    #[derive(Clone, Copy, Debug)]
+    enum How {
+        Panic,
+        Return,
+        Throw,
+    }
+    thread_local! { static HOW: Cell<How> = const { Cell::new(How::Panic) }; }
+    fn fail(mutator: &mut Mutator<TestVm>, x: c_int) -> Result<c_int, Trap> {
+        if x > 0 {
+            // The error passes a foreign call more.
+            let callback = upcall_fn_or(Throwing(fail), || -7);
+            // SAFETY: the callback takes an `int` and gives one.
+            return Ok(mutator.foreign_call().run(|| unsafe { foreign_call_back(callback, x - 1) }));
+        }
+        match HOW.get() {
+            How::Panic => std::panic::resume_unwind(Box::new(5_u32)),
+            How::Return => Err(Trap::NoSuchFunction("an exception with memory of its own".to_owned())),
+            How::Throw => {
+                mutator.throw(Trap::NoSuchFunction("an exception with memory of its own".to_owned()));
+                Ok(0)
+            }
+        }
+    }
+    let world = worlds().next().unwrap();
+    let mut mutator = world.attach().unwrap();
+    let callback = upcall_fn_or(Throwing(fail), || -7);
+    for how in [How::Panic, How::Return, How::Throw] {
+        HOW.set(how);
+        for nested in [0, 1] {
+            let mut fail_once = || {
+                // SAFETY: the callback takes an `int` and gives one.
+                let call_back = || unsafe { foreign_call_back(callback, nested) };
+                match how {
+                    How::Panic => {
+                        let call = core::panic::AssertUnwindSafe(|| mutator.foreign_call().run(call_back));
+                        let payload = std::panic::catch_unwind(call).unwrap_err();
+                        assert_eq!(payload.downcast_ref::<u32>(), Some(&5));
+                    }
+                    How::Return => {
+                        let outcome = mutator.foreign_call().try_run(call_back);
+                        assert!(matches!(outcome, Err(Trap::NoSuchFunction(_))));
+                    }
+                    How::Throw => {
+                        let call = core::panic::AssertUnwindSafe(|| mutator.foreign_call().run(call_back));
+                        let payload = std::panic::catch_unwind(call).unwrap_err();
+                        assert!(payload.downcast_ref::<Thrown<Trap>>().is_some());
+                    }
+                }
+            };
+            (0..WARM_UP).for_each(|_| fail_once());
+            let before = LIVE.get();
+            let allocated = allocations(|| (0..100_000).for_each(|_| fail_once()));
+            assert_eq!(LIVE.get(), before, "{how:?} {nested}: blocks and bytes");
+            assert!(allocated >= 100_000, "{how:?}: an error is a box, so the counter has seen it");
+        }
     }
 }

@@ -27,7 +27,7 @@ use crate::pause::Shared;
 use crate::record::{Header, Ownership};
 use crate::registry::AttachError;
 use crate::state::{Event, State};
-use crate::thread::{Innermost, Record, innermost, is_mine};
+use crate::thread::{Innermost, Record, innermost, is_mine, keep_world};
 use crate::transition::{come_in, describe, go_back_out, hook, repair_slow, wait_to_come_in};
 use crate::unwind::{self, Payload, Thrown};
 use crate::vm::{Capture, Crossing, ErrorPolicy, FrameKind, Report, Site, StackScanner, UpcallRefused};
@@ -153,6 +153,8 @@ fn cross_in_waiting<V: StackScanner, R>(
     fallback: impl FnOnce() -> R,
 ) -> R {
     if wait_to_come_in::<V>(&record.header, saved, frame).is_err() {
+        // What the way in took, a global lock, is given back: the way back of the foreign call takes it again.
+        hook(|| vm_of::<V>(record).leaving_managed(Crossing::Upcall));
         let refused = UpcallRefused::PauseHeldHere { call_site: saved.site.get() };
         refuse::<V>(record, saved, conduct, refused);
         return fallback();
@@ -357,6 +359,16 @@ fn outlined<R>(f: impl FnOnce() -> R) -> R {
 #[cold]
 #[inline(never)]
 fn carry<V: StackScanner>(vm: &V, saved: &ForeignFrame, policy: Option<ErrorPolicy>, payload: Payload) {
+    // Foreign frames may be next: neither a report nor the drop of an error may unwind (I7).
+    hook(|| carry_on(vm, saved, policy, payload));
+}
+
+/// [`carry`].
+///
+/// # Panics
+///
+/// With what the VM's report panics with, or the drop of an error that ends here.
+fn carry_on<V: StackScanner>(vm: &V, saved: &ForeignFrame, policy: Option<ErrorPolicy>, payload: Payload) {
     let error = describe::<V>(&payload);
     match policy.unwrap_or(saved.terms().on_error) {
         ErrorPolicy::Abort => unwind::abort(format_args!(
@@ -386,13 +398,15 @@ fn refuse<V: StackScanner>(
     conduct: Conduct,
     refused: UpcallRefused,
 ) {
+    // A foreign thread between upcalls may detach, also in a report: its world would go, with the VM that is reporting.
+    let _world = keep_world(&record.header);
     carry(vm_of::<V>(record), saved, conduct.policy, Box::new(refused));
 }
 
 impl<V: StackScanner> Mutator<V> {
     /// Makes `exception` the outcome of the foreign call this upcall runs in; the upcall goes on, and returns to C what C is to see.
     ///
-    /// For bodies that work as C does (an exception is pending, the result says so); a [`Throwing`](crate::Throwing) body returns its exception instead. The [policy](ErrorPolicy) decides what
+    /// For bodies that work as C does (an exception is pending, the result says so); a [`Throwing`](crate::Throwing) body returns its exception instead. The [policy](ErrorPolicy), the upcall function's or the call's, decides what
     /// becomes of it, as for any error of an upcall; if the call carries one already, this one is reported and ends.
     ///
     /// # Panics
@@ -408,7 +422,7 @@ impl<V: StackScanner> Mutator<V> {
                 Location::caller()
             );
         };
-        carry(self.vm(), call, None, Box::new(Thrown(exception)));
+        carry(self.vm(), call, self.frame().own_policy(), Box::new(Thrown(exception)));
     }
 }
 

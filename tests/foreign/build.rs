@@ -1,7 +1,15 @@
 //! Compiles the C side.
 
 fn main() {
-    let sources = ["c/calls.c", "c/checked.c", "c/crossings.c", "c/founding.c", "c/threads.c", "c/handles.c"];
+    let sources = [
+        "c/calls.c",
+        "c/checked.c",
+        "c/crossings.c",
+        "c/errors.c",
+        "c/founding.c",
+        "c/handles.c",
+        "c/threads.c",
+    ];
     cc::Build::new()
         .files(sources)
         .std("c11")

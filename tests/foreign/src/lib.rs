@@ -46,6 +46,18 @@ pub struct Resource {
     pub uses: c_int,
 }
 
+/// The machine's state as C sees it: what [`foreign_machine`] writes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[repr(C)]
+pub struct Machine {
+    /// MXCSR without its status flags, or FPCR.
+    pub float_control: u64,
+    /// The x87 control word.
+    pub x87_control: u64,
+    /// Whether SIGUSR1 is blocked: 0 or 1.
+    pub blocked: c_int,
+}
+
 macro_rules! foreign {
     ($($(#[$meta:meta])* fn $name:ident($($argument:ident: $ty:ty),*) $(-> $result:ty)?;)*) => {
         unsafe extern "C" {
@@ -157,4 +169,24 @@ foreign! {
     fn foreign_escapable(body: Callback) -> c_int;
     /// Goes back to the innermost [`foreign_escapable`] of this thread with `longjmp`, past every frame in between.
     fn foreign_escape();
+    /// `callback(x)` with a block of memory held, which is counted in `held`; it is given back, and counted in `cleaned_up` if it was intact.
+    fn foreign_call_back_holding(callback: Callback, x: c_int, held: *mut c_int, cleaned_up: *mut c_int) -> c_int;
+    /// `callback(x)` from a stack that is not the thread's own; -1 where C has no such thing (it has on Linux).
+    fn foreign_call_back_on_another_stack(callback: Callback, x: c_int) -> c_int;
+    /// Goes back from the other stack to [`foreign_call_back_while_suspended`], until that resumes it.
+    fn foreign_suspend();
+    /// `there(x)` on another stack, which suspends itself; `here(x)` on this one; then the rest of `there`. The sum.
+    fn foreign_call_back_while_suspended(there: Callback, here: Callback, x: c_int) -> c_int;
+    /// Reads the machine's state.
+    fn foreign_machine(out: *mut Machine);
+    /// Flushes denormals to zero, rounds upwards, lowers the x87 precision.
+    fn foreign_change_float();
+    /// Blocks SIGUSR1.
+    fn foreign_block_signal();
+    /// `x / 2`.
+    fn foreign_halve(x: f64) -> f64;
+    /// Both changes, then `callback(x)`; -1 if the state is not what it was made.
+    fn foreign_change_machine_and_call_back(callback: Callback, x: c_int) -> c_int;
+    /// Runs `f(data)` on a thread with exactly `size` bytes of stack and a page below it that faults; -1 if there is no such thread.
+    fn foreign_thread_with_stack(size: usize, f: extern "C" fn(*mut c_void), data: *mut c_void) -> c_int;
 }

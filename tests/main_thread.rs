@@ -1,0 +1,62 @@
+//! The main thread's stack, whose size is the system's choice and which grows: recursion through C ends in an error there too. A binary of its own without the test
+//! harness, which runs tests on threads that it makes.
+#![expect(clippy::missing_panics_doc, reason = "a test fails by panicking")]
+
+use core::cell::Cell;
+use core::ffi::c_int;
+use reentry::{
+    Capture, Mutator, RootVisitor, Segment, StackScanner, Throwing, UpcallRefused, Vm, World, upcall_fn_or,
+};
+use reentry_foreign::{Callback, foreign_call_back_and_go_on};
+
+/// A VM whose exception is the refusal.
+struct Small;
+
+impl Vm for Small {
+    type Ref = usize;
+    type Local = ();
+    type Exception = UpcallRefused;
+    const CAPTURE: Capture = Capture::Nothing;
+
+    fn attach(&self) {}
+
+    fn exception_for(&self, refused: &UpcallRefused) -> Option<UpcallRefused> {
+        Some(*refused)
+    }
+}
+
+// SAFETY: S1, S2: no frame holds a reference. S3 to S5: it does nothing. S6: no fault.
+unsafe impl StackScanner for Small {
+    fn scan_segment(&self, (): &(), _: &Segment<'_>, _: &mut dyn RootVisitor<usize>) {}
+}
+
+thread_local! { static LEVELS: Cell<u32> = const { Cell::new(0) }; }
+
+fn recurse(mutator: &mut Mutator<Small>, x: c_int) -> Result<c_int, UpcallRefused> {
+    LEVELS.set(LEVELS.get() + 1);
+    let callback: Callback = upcall_fn_or(Throwing(recurse), || -1);
+    // SAFETY: the callback takes an `int` and gives one.
+    mutator.foreign_call().try_run(|| unsafe { foreign_call_back_and_go_on(callback, x) })
+}
+
+fn main() {
+    let world = World::new(Small);
+    let mut mutator = world.attach().expect("a new world");
+    let mut depths = Vec::new();
+    for _ in 0..3 {
+        LEVELS.set(0);
+        let outcome = recurse(&mut mutator, 0);
+        if cfg!(target_os = "linux") {
+            let Err(UpcallRefused::StackExhausted { left, reserve, .. }) = outcome else {
+                panic!("{outcome:?}")
+            };
+            assert_eq!(reserve, 64 * 1024);
+            assert!(left < reserve && left > reserve / 2, "{left}");
+            depths.push(LEVELS.get());
+        }
+    }
+    // Never less deep than before: nothing of a recursion is left. (The first to reach a depth makes its record, which takes more stack.)
+    assert!(depths.is_sorted() && depths.iter().all(|depth| *depth > 100), "{depths:?}");
+    assert_eq!(mutator.depth(), 0);
+    assert_eq!(mutator.foreign_call().run(|| 4), 4);
+}
