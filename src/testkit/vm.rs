@@ -6,7 +6,7 @@ use crate::testkit::heap::{Collection, CollectionSummary, Heap, Ref, StaleRefere
 use crate::testkit::interpreter::{NativeArguments, NativeResult, Trap};
 use crate::testkit::stack::OperandStack;
 use crate::vm::{
-    ArgumentError, ArgumentPlan, Capture, FrameKind, RootVisitor, Segment, Slot, StackScanner, Vm,
+    ArgumentError, ArgumentPlan, Capture, FrameKind, Report, RootVisitor, Segment, Slot, StackScanner, Vm,
 };
 use crate::{Anchor, Mutator, StackEnd, StoppedWorld, World};
 use core::cell::{Cell, RefCell};
@@ -14,7 +14,7 @@ use core::fmt;
 use core::marker::PhantomData;
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU64, Ordering};
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 
 /// Which protections of the crate a test VM is run without.
@@ -90,6 +90,7 @@ pub struct TestVm<F: FaultSet = Correct> {
     visits: Mutex<HashMap<(u64, usize), Visit>>,
     collections: AtomicU64,
     moved: AtomicU64,
+    reports: Mutex<VecDeque<String>>,
     world: OnceLock<WeakWorld<F>>,
     _faults: PhantomData<F>,
 }
@@ -143,6 +144,9 @@ impl Default for TestVm {
 pub(crate) const FRAME_HEADER: usize = 3;
 /// The caller's frame index in the first frame of an activation.
 pub(crate) const ENTRY: u64 = u64::MAX;
+
+/// How many reports are kept.
+const REPORTS: usize = 64;
 
 /// A pc of a function, as one word, never [`IDLE`].
 pub(crate) fn pack_pc(function: u16, pc: usize) -> usize {
@@ -232,6 +236,32 @@ impl<F: FaultSet> TestVm<F> {
     #[must_use]
     pub fn totals(&self) -> (u64, u64) {
         (self.collections.load(Ordering::Relaxed), self.moved.load(Ordering::Relaxed))
+    }
+
+    /// Takes the text of what the crate has reported since the last time, oldest first: the last 64 of it.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use core::ffi::c_int;
+    /// use reentry::testkit::{TestVm, Trap};
+    /// use reentry::{FallbackOnly, Mutator, Throwing, World, upcall_fn};
+    ///
+    /// fn fail(_: &mut Mutator<TestVm>) -> Result<c_int, Trap> {
+    ///     Err(Trap::NoSuchNative(7))
+    /// }
+    /// let callback: extern "C" fn() -> c_int = upcall_fn(FallbackOnly(Throwing(fail)));
+    /// let world = World::new(TestVm::new());
+    /// let mut mutator = world.attach()?;
+    /// // A Rust closure stands for the C code here.
+    /// mutator.foreign_call().run(|| callback());
+    /// assert!(world.vm().take_reports()[0].contains("NoSuchNative(7)"));
+    /// assert!(world.vm().take_reports().is_empty());
+    /// # Ok::<(), reentry::AttachError>(())
+    /// ```
+    #[must_use]
+    pub fn take_reports(&self) -> Vec<String> {
+        self.reports.lock().unwrap_or_else(PoisonError::into_inner).drain(..).collect()
     }
 
     /// Stops the world and collects, from managed code that has no interpreter frame of its own (an upcall's body).
@@ -517,6 +547,15 @@ impl<F: FaultSet> Vm for TestVm<F> {
             Err(ArgumentError::NotOfThisWorld { reference: reference.address() })
         }
     }
+
+    fn report(&self, report: &Report<'_>) {
+        eprintln!("reentry: {report}");
+        let mut reports = self.reports.lock().unwrap_or_else(PoisonError::into_inner);
+        if reports.len() == REPORTS {
+            reports.pop_front();
+        }
+        reports.push_back(report.to_string());
+    }
 }
 
 // SAFETY: S1, S2: `frames` visits the slots that the data-flow analysis calls live, at their current addresses in the operand stack (with `Walk::Legacy` it breaks S1 on
@@ -615,6 +654,7 @@ impl<F: FaultSet> TestVmBuilder<F> {
             visits: Mutex::new(HashMap::new()),
             collections: AtomicU64::new(0),
             moved: AtomicU64::new(0),
+            reports: Mutex::new(VecDeque::new()),
             world: OnceLock::new(),
             _faults: PhantomData,
         }

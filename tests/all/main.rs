@@ -5,6 +5,7 @@ mod anchors;
 mod founding;
 mod hostile;
 mod hosts;
+mod jumps;
 mod layout;
 mod leaks;
 mod leaving;

@@ -1,7 +1,7 @@
-//! Compiles the C side.
+//! Compiles the C side, and the C++ side.
 
 fn main() {
-    let sources = ["c/calls.c", "c/crossings.c", "c/founding.c", "c/threads.c"];
+    let sources = ["c/calls.c", "c/crossings.c", "c/founding.c", "c/jumps.c", "c/threads.c"];
     cc::Build::new()
         .files(sources)
         .std("c11")
@@ -9,7 +9,16 @@ fn main() {
         .warnings(true)
         .extra_warnings(true)
         .compile("reentry_foreign");
-    for source in sources {
+    let cpp_sources = ["c/exceptions.cpp"];
+    cc::Build::new()
+        .cpp(true)
+        .files(cpp_sources)
+        .std("c++17")
+        .opt_level(2)
+        .warnings(true)
+        .extra_warnings(true)
+        .compile("reentry_foreign_cpp");
+    for source in sources.into_iter().chain(cpp_sources) {
         println!("cargo::rerun-if-changed={source}");
     }
     println!("cargo::rustc-link-lib=pthread");
