@@ -10,7 +10,8 @@ use crate::record::{Header, MutatorRecord, Ownership};
 use crate::registry::AttachError;
 use crate::state::{Event, State};
 use crate::sync::{Cell, thread_local_const, thread_local_lazy};
-use crate::vm::{FrameKind, StackScanner};
+use crate::unwind;
+use crate::vm::{FrameKind, Report, StackScanner};
 use core::any::TypeId;
 use core::cell::{RefCell, UnsafeCell};
 use core::ptr;
@@ -48,6 +49,16 @@ trait Leave: Send + Sync {
 
 impl<V: StackScanner> Leave for Shared<V> {
     fn leave(&self, header: &Header) {
+        let base = &raw const header.base;
+        if !header.word.is_published(base) {
+            // Foreign code has skipped upcalls and made no crossing since (I5): nothing managed can run on this thread any more. Until the gate lets it out,
+            // a stopper finds every root at the base; what they held ends with the mutator.
+            // SAFETY: the word of an attached mutator holds a live record.
+            let skipped = unsafe { (*header.word.record()).depth } as usize;
+            header.word.publish(base, V::FAULTS);
+            // Caught: a panic in a thread's destructors ends the process, and the mutator must be let go first.
+            let _ = unwind::stop(|| self.vm.report(&Report::ActivationsSkipped { skipped, call_site: None }));
+        }
         // A thread that exits inside a pause it holds cannot be helped: the world is lost, and leaking the record is the safe way out.
         let _ = self.detach(header);
     }
