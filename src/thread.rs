@@ -57,7 +57,8 @@ impl<V: StackScanner> Leave for Shared<V> {
             let skipped = unsafe { (*header.word.record()).depth } as usize;
             header.word.publish(base, V::FAULTS);
             // Caught: a panic in a thread's destructors ends the process, and the mutator must be let go first.
-            let _ = unwind::stop(|| self.vm.report(&Report::ActivationsSkipped { skipped, call_site: None }));
+            let report = Report::ActivationsSkipped { skipped, call_site: None };
+            drop(unwind::stop(|| self.vm.report(&report)));
         }
         // A thread that exits inside a pause it holds cannot be helped: the world is lost, and leaking the record is the safe way out.
         let _ = self.detach(header);

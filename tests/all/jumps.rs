@@ -43,52 +43,56 @@ unsafe impl FaultSet for NoSkipCheck {
     const FAULTS: Faults = Faults::NO_SKIP_CHECK;
 }
 
-fn world<F: FaultSet>() -> World<TestVm<F>> {
+pub(crate) fn world<F: FaultSet>() -> World<TestVm<F>> {
     TestVm::<F>::builder(Program::new(Vec::new()).unwrap()).build_world()
 }
 
-fn text<F: FaultSet>(world: &World<TestVm<F>>, text: &str) -> Ref {
+pub(crate) fn text<F: FaultSet>(world: &World<TestVm<F>>, text: &str) -> Ref {
     world.vm().heap().alloc(&[], text.as_bytes())
 }
 
 #[track_caller]
-fn assert_text<F: FaultSet>(world: &World<TestVm<F>>, reference: Ref, text: &str) {
+pub(crate) fn assert_text<F: FaultSet>(world: &World<TestVm<F>>, reference: Ref, text: &str) {
     assert_eq!(world.vm().heap().bytes(reference).as_deref(), Ok(text.as_bytes()));
 }
 
-fn is_freed<F: FaultSet>(world: &World<TestVm<F>>, reference: Ref) -> bool {
+pub(crate) fn is_freed<F: FaultSet>(world: &World<TestVm<F>>, reference: Ref) -> bool {
     matches!(world.vm().heap().check(reference), Err(stale) if matches!(stale.fate, Fate::Freed { .. }))
 }
 
 /// The bodies of a test's upcalls, which C gets as functions of a number and a data pointer.
-type Body<'s, F> = Box<dyn Fn(&mut Mutator<TestVm<F>>, c_int, *mut c_void) -> c_int + 's>;
+pub(crate) type Body<'s, F> = Box<dyn Fn(&mut Mutator<TestVm<F>>, c_int, *mut c_void) -> c_int + 's>;
 
-struct Script<'s, F: FaultSet>(Vec<Body<'s, F>>);
+pub(crate) struct Script<'s, F: FaultSet>(Vec<Body<'s, F>>);
 
 impl<'s, F: FaultSet> Script<'s, F> {
-    fn new<const N: usize>(bodies: [Body<'s, F>; N]) -> Self {
+    pub(crate) fn new<const N: usize>(bodies: [Body<'s, F>; N]) -> Self {
         Self(bodies.into())
     }
 
-    fn data(&self) -> *mut c_void {
+    pub(crate) fn data(&self) -> *mut c_void {
         ptr::from_ref(self).cast_mut().cast()
     }
 }
 
 /// The upcall that runs body `N` of the script its data pointer names.
-fn step<F: FaultSet, const N: usize>(mutator: &mut Mutator<TestVm<F>>, x: c_int, data: *mut c_void) -> c_int {
+pub(crate) fn step<F: FaultSet, const N: usize>(
+    mutator: &mut Mutator<TestVm<F>>,
+    x: c_int,
+    data: *mut c_void,
+) -> c_int {
     // SAFETY: C passes on the data pointer of a script, which outlives the call.
     let script = unsafe { &*data.cast::<Script<'_, F>>() };
     (script.0[N])(mutator, x, data)
 }
 
-type Step = extern "C" fn(c_int, *mut c_void) -> c_int;
+pub(crate) type Step = extern "C" fn(c_int, *mut c_void) -> c_int;
 
 fn first<F: FaultSet>() -> Step {
     upcall_fn(step::<F, 0>)
 }
 
-fn next<F: FaultSet>() -> Step {
+pub(crate) fn next<F: FaultSet>() -> Step {
     upcall_fn(step::<F, 1>)
 }
 
@@ -113,7 +117,7 @@ fn jump<F: FaultSet>(mutator: &mut Mutator<TestVm<F>>, from: From, point: c_int)
 }
 
 /// Collects twice and returns the depth.
-fn collect_twice<F: FaultSet>(mutator: &mut Mutator<TestVm<F>>) -> c_int {
+pub(crate) fn collect_twice<F: FaultSet>(mutator: &mut Mutator<TestVm<F>>) -> c_int {
     for _ in 0..2 {
         TestVm::collect_in(mutator).unwrap();
     }
@@ -121,7 +125,7 @@ fn collect_twice<F: FaultSet>(mutator: &mut Mutator<TestVm<F>>) -> c_int {
 }
 
 /// The activations a collector sees, newest first.
-fn chain<F: FaultSet>(mutator: &mut Mutator<TestVm<F>>) -> Vec<(usize, FrameKind)> {
+pub(crate) fn chain<F: FaultSet>(mutator: &mut Mutator<TestVm<F>>) -> Vec<(usize, FrameKind)> {
     let (anchor, id) = (TestVm::idle_anchor(mutator), mutator.id());
     mutator.pause_at(anchor, |stopped| {
         let this = stopped.mutators().find(|mutator| mutator.id() == id).unwrap();
@@ -130,17 +134,18 @@ fn chain<F: FaultSet>(mutator: &mut Mutator<TestVm<F>>) -> Vec<(usize, FrameKind
 }
 
 /// The chain of a pause in an upcall of the first foreign call.
-const ONE_UPCALL: [(usize, FrameKind); 2] = [(1, FrameKind::Safepoint), (0, FrameKind::ForeignCall)];
+pub(crate) const ONE_UPCALL: [(usize, FrameKind); 2] =
+    [(1, FrameKind::Safepoint), (0, FrameKind::ForeignCall)];
 
 /// How many upcalls the reports say were skipped, one number for each report; every report must be of that kind.
 #[track_caller]
-fn skipped<F: FaultSet>(world: &World<TestVm<F>>) -> Vec<usize> {
+pub(crate) fn skipped<F: FaultSet>(world: &World<TestVm<F>>) -> Vec<usize> {
     let reports = world.vm().take_reports();
     reports.iter().map(|report| skipped_in(report)).collect()
 }
 
 #[track_caller]
-fn skipped_in(report: &str) -> usize {
+pub(crate) fn skipped_in(report: &str) -> usize {
     let number =
         report.strip_prefix("foreign code skipped the frames of ").unwrap_or_else(|| panic!("{report}"));
     number.split(' ').next().unwrap().parse().unwrap()
@@ -600,7 +605,7 @@ fn skip_a_call(how: fn(&mut Mutator<TestVm>, *mut c_void)) -> (Result<c_int, Tra
 }
 
 /// An upcall that throws `NoSuchNative(x)`, after which C sees -9.
-fn throwing() -> Step {
+pub(crate) fn throwing() -> Step {
     fn body(_: &mut Mutator<TestVm>, x: c_int, _: *mut c_void) -> Result<c_int, Trap> {
         Err(Trap::NoSuchNative(x as u16))
     }
@@ -608,9 +613,15 @@ fn throwing() -> Step {
 }
 
 /// The rounding mode of floating-point arithmetic.
-fn rounding() -> c_int {
+pub(crate) fn rounding() -> c_int {
     // SAFETY: it reads a register.
     unsafe { fegetround() }
+}
+
+/// Has C round upwards from now on.
+pub(crate) fn round_upward() {
+    // SAFETY: it sets a register; the callers put it back.
+    assert_eq!(unsafe { fesetround(UPWARD) }, 0);
 }
 
 unsafe extern "C" {
@@ -619,7 +630,7 @@ unsafe extern "C" {
 }
 
 /// `FE_UPWARD`.
-const UPWARD: c_int = if cfg!(target_arch = "x86_64") { 0x800 } else { 0x40_0000 };
+pub(crate) const UPWARD: c_int = if cfg!(target_arch = "x86_64") { 0x800 } else { 0x40_0000 };
 
 /// Declares in `call` what makes a difference if it is not given back.
 fn declare(call: &mut ForeignCall<'_, TestVm>, object: Ref) {
@@ -680,12 +691,10 @@ fn a_jump_out_of_a_call_that_preserves_machine_state_ends_at_the_call_that_does(
     let script = Script::<Correct>::new([
         Box::new(|mutator, _, _| {
             let mut call = mutator.foreign_call().preserving(MachineState::FLOATING_POINT);
-            // SAFETY: it sets a register, which the outer call puts back; the point is set by C that waits for this upcall.
             call.run(|| -> () {
-                unsafe {
-                    fesetround(UPWARD);
-                    foreign_jump(0)
-                }
+                round_upward();
+                // SAFETY: the point is set by C that waits for this upcall.
+                unsafe { foreign_jump(0) }
             });
             unreachable!("it has jumped")
         }),

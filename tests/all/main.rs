@@ -2,6 +2,7 @@
 #![expect(clippy::missing_panics_doc, reason = "a test fails by panicking")]
 
 mod anchors;
+mod exceptions;
 mod founding;
 mod hostile;
 mod hosts;
