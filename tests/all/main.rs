@@ -10,6 +10,7 @@ mod jumps;
 mod layout;
 mod leaks;
 mod leaving;
+mod lua;
 mod misuse;
 mod nesting;
 mod plain;
