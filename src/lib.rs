@@ -29,6 +29,7 @@ mod upcall;
 mod vm;
 mod world;
 
+pub mod guide;
 pub mod layout;
 #[cfg(feature = "testkit")]
 pub mod testkit;
