@@ -231,13 +231,30 @@ pub(crate) enum Innermost<V: StackScanner> {
     Ambiguous,
 }
 
-/// Finds this thread's mutator of a world of type `V` whose foreign call is the innermost.
-pub(crate) fn innermost<V: StackScanner>() -> Innermost<V> {
+/// Finds this thread's mutator of a world of type `V` whose foreign call is the innermost of those that lie above `sp`, where an upcall comes in: foreign code has skipped
+/// the others (I5), and they are found to be skipped when their mutator's next crossing comes.
+pub(crate) fn innermost<V: StackScanner>(sp: usize) -> Innermost<V> {
     let mut best = (usize::MAX, Innermost::None);
     find(|header| {
         if header.vm_type == TypeId::of::<V>() {
+            let (call, managed) = match header.word.published() {
+                Some(call) => (call.as_ptr().cast_const(), false),
+                None => (header.word.record(), true),
+            };
             // SAFETY: the word of an attached mutator holds a live record.
-            let sp = match header.word.published().map(|frame| unsafe { frame.as_ref() }) {
+            let record = unsafe { &*call };
+            // A managed activation is over if the upcall comes in above its entry.
+            let skipped = managed
+                && record.depth > 0
+                && header.native_stack().contains(&sp)
+                && sp >= record.entry_sp.get();
+            let call = match (managed, skipped) {
+                (true, false) => None,
+                (true, true) => header.call_above::<V>(record.older, sp),
+                (false, _) if header.native_stack().contains(&sp) => header.call_above::<V>(call, sp),
+                (false, _) => Some(record),
+            };
+            let sp = match call {
                 // A managed one is taken only if there is no other: it is an error to call in on it, and the caller says so.
                 None => usize::MAX,
                 // A foreign thread's mutator between upcalls: it made no call.

@@ -69,7 +69,7 @@ fn an_exception_passes_an_upcall_and_ends_what_it_held() {
     ]);
     let mut call = mutator.foreign_call();
     call.pin(outer).unwrap();
-    // SAFETY (both): the script lives.
+    // SAFETY: the script lives.
     let caught = call.run(|| unsafe { foreign_catch(passing::<0>(), 1, script.data()) });
     assert_eq!(caught, -7);
     assert_eq!(take_log(), [1007, 11, 10, 2007, 1001], "C++ and Rust, from the inside out");
@@ -221,7 +221,7 @@ fn exceptions_between_frames_of_cpp_disturb_no_upcall() {
     assert_eq!(take_log(), [1004, 1006]);
     assert_text(&world, outer, "outer");
     drop(call);
-    assert_eq!(world.vm().take_reports(), [String::new(); 0]);
+    assert_eq!(world.vm().take_reports(), Vec::<String>::new());
     assert_eq!(TestVm::collect_in(&mut mutator).unwrap().live, 0);
 }
 

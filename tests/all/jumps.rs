@@ -217,7 +217,7 @@ fn jump_and_return(from: From) -> Returned {
     assert_eq!(mutator.depth(), 0);
     let last = TestVm::collect_in(&mut mutator).unwrap();
     assert_eq!((last.live, last.pinned), (1, 0), "the global alone is left");
-    assert_eq!(world.vm().take_reports(), [String::new(); 0]);
+    assert_eq!(world.vm().take_reports(), Vec::<String>::new());
     Returned { reports, line, freed, moved }
 }
 
@@ -513,7 +513,7 @@ fn jump_between_shapes(name: &str, exact: bool, c: impl Fn(*mut c_void) -> i64, 
 /// refused as a call from managed code is: the process ends. That is why a jump should leave from a foreign call.
 #[test]
 fn the_upcall_after_a_jump_may_be_another_function_with_another_frame() {
-    // SAFETY (all four): the callbacks are those of a script that lives.
+    // SAFETY: the callbacks are those of a script that lives; here and below.
     let small_wide = |data| unsafe { foreign_land_and_call_wide(0, first::<Correct>(), wide::<1>(), data) };
     // SAFETY: as above.
     let wide_small = |data| unsafe { foreign_land_wide_and_call(0, wide::<0>(), next::<Correct>(), data) };
@@ -606,6 +606,9 @@ fn skip_a_call(how: fn(&mut Mutator<TestVm>, *mut c_void)) -> (Result<c_int, Tra
 
 /// An upcall that throws `NoSuchNative(x)`, after which C sees -9.
 pub(crate) fn throwing() -> Step {
+    /// # Errors
+    ///
+    /// Always.
     fn body(_: &mut Mutator<TestVm>, x: c_int, _: *mut c_void) -> Result<c_int, Trap> {
         Err(Trap::NoSuchNative(x as u16))
     }
@@ -1019,4 +1022,47 @@ fn interpreted_frames_go_on_after_a_jump_over_interpreted_frames() {
         assert_eq!(mutator.local().stack_range().len(), before, "the operand stack does not grow");
     }
     assert_eq!(TestVm::collect_in(&mut mutator).unwrap().live, 1);
+}
+
+/// Two worlds of one type on a thread, calls of both on its stack: an upcall function that carries no world goes to the call that C is in, not to a skipped one that lies lower.
+#[test]
+fn with_two_worlds_on_a_thread_an_upcall_after_a_jump_comes_in_where_c_is() {
+    for from in [From::Foreign, From::Managed] {
+        let (a, b) = (world::<Correct>(), world::<Correct>());
+        let (mut in_a, mut in_b) = (a.attach().unwrap(), b.attach().unwrap());
+        let object = text(&b, "an object of world b");
+        // A closure of world a, which the jump skips.
+        let skip = UpcallClosure::new(&a, |mutator: &mut Mutator<TestVm>, _: c_int| jump(mutator, from, 0));
+        let script = Script::<Correct>::new([Box::new(|mutator, _, _| {
+            assert!(mutator.vm().heap().owns(object), "{from:?}: it runs in world b");
+            collect_twice(mutator)
+        })]);
+        extern "C" fn first_of_two(x: c_int, data: *mut c_void) -> c_int {
+            // SAFETY: the data of `call` below.
+            let (function, data) = unsafe { *data.cast::<(Pass, (*mut c_void, *mut c_void))>() };
+            // SAFETY: the closure's data.
+            unsafe { function(x, data.0) }
+        }
+        extern "C" fn next_of_two(x: c_int, data: *mut c_void) -> c_int {
+            // SAFETY: as above.
+            let (_, data) = unsafe { *data.cast::<(Pass, (*mut c_void, *mut c_void))>() };
+            upcall_fn(step::<Correct, 0>)(x, data.1)
+        }
+        type Pass = unsafe extern "C" fn(c_int, *mut c_void) -> c_int;
+        let mut both: (Pass, (*mut c_void, *mut c_void)) = (skip.data_last(), (skip.data(), script.data()));
+        let data = ptr::from_mut(&mut both).cast::<c_void>();
+        let mut call = in_b.foreign_call();
+        call.pin(object).unwrap();
+        let depth = in_a.foreign_call().run(|| {
+            // SAFETY: the closure and the script live.
+            call.run(|| unsafe { foreign_land_and_call(0, first_of_two, next_of_two, 0, data) })
+        });
+        assert_eq!(depth, 1, "{from:?}");
+        assert_eq!(
+            (skipped(&a), skipped(&b)),
+            (vec![1], vec![]),
+            "{from:?}: found when the call of world a returned"
+        );
+        assert_text(&b, object, "an object of world b");
+    }
 }
