@@ -38,11 +38,7 @@ mod upcall;
 mod vm;
 mod world;
 
-/// The guide: a page for each topic.
-pub mod guide {
-    #[doc = include_str!("guide/errors.md")]
-    pub mod errors {}
-}
+pub mod guide;
 pub mod layout;
 #[cfg(feature = "testkit")]
 pub mod testkit;

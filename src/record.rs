@@ -18,7 +18,7 @@ use crate::handle_table::HandleSlot;
 use crate::root_stack::RootStack;
 use crate::state::{CrossingWord, State};
 use crate::sync::{Cell, FenceStrategy};
-use crate::vm::FrameKind;
+use crate::vm::{FrameKind, Vm};
 use core::any::TypeId;
 use core::cell::{RefCell, UnsafeCell};
 use core::ops::Range;
@@ -108,6 +108,25 @@ impl Header {
     /// The canary that is here.
     pub(crate) fn canary(&self) -> usize {
         self.checked.canary.get()
+    }
+
+    /// The newest foreign call, from `frame` on, whose crossing lies above `edge`: the one that foreign code at `edge` belongs to.
+    pub(crate) fn call_above<V: Vm>(
+        &self,
+        mut frame: *const ForeignFrame,
+        edge: usize,
+    ) -> Option<&ForeignFrame> {
+        let stack = self.native_stack();
+        // SAFETY: null, or a live record of this mutator.
+        while let Some(call) = unsafe { frame.as_ref() } {
+            let crossing = call.native_sp::<V>();
+            // A crossing on another stack, or none at all (a foreign thread's base), bounds what can have been skipped.
+            if crossing >= edge || !stack.contains(&crossing) {
+                return Some(call);
+            }
+            frame = call.older;
+        }
+        None
     }
 
     /// The state, seen from its own thread.

@@ -10,6 +10,7 @@ use crate::record::{Header, MutatorRecord, Ownership};
 use crate::registry::AttachError;
 use crate::state::{Event, State};
 use crate::sync::{Cell, thread_local_const, thread_local_lazy};
+use crate::unwind;
 use crate::vm::{FrameKind, Report, StackScanner};
 use core::any::TypeId;
 use core::cell::{RefCell, UnsafeCell};
@@ -48,6 +49,17 @@ trait Leave: Send + Sync {
 
 impl<V: StackScanner> Leave for Shared<V> {
     fn leave(&self, header: &Header) {
+        let base = &raw const header.base;
+        if !header.word.is_published(base) {
+            // Foreign code has skipped upcalls and made no crossing since (I5): nothing managed can run on this thread any more. Until the gate lets it out,
+            // a stopper finds every root at the base; what they held ends with the mutator.
+            // SAFETY: the word of an attached mutator holds a live record.
+            let skipped = unsafe { (*header.word.record()).depth } as usize;
+            header.word.publish(base, V::FAULTS);
+            // Caught: a panic in a thread's destructors ends the process, and the mutator must be let go first.
+            let report = Report::ActivationsSkipped { skipped, call_site: None };
+            drop(unwind::stop(|| self.vm.report(&report)));
+        }
         // A thread that exits inside a pause it holds cannot be helped: the world is lost, and leaking the record is the safe way out.
         let _ = self.detach(header);
     }
@@ -233,13 +245,30 @@ pub(crate) fn keep_world(header: &Header) -> Kept {
     Kept(world.ok().flatten())
 }
 
-/// Finds this thread's mutator of a world of type `V` whose foreign call is the innermost.
-pub(crate) fn innermost<V: StackScanner>() -> Innermost<V> {
+/// Finds this thread's mutator of a world of type `V` whose foreign call is the innermost of those that lie above `sp`, where an upcall comes in: foreign code has skipped
+/// the others (I5), and they are found to be skipped when their mutator's next crossing comes.
+pub(crate) fn innermost<V: StackScanner>(sp: usize) -> Innermost<V> {
     let mut best = (usize::MAX, Innermost::None);
     find(|header| {
         if header.vm_type == TypeId::of::<V>() {
+            let (call, managed) = match header.word.published() {
+                Some(call) => (call.as_ptr().cast_const(), false),
+                None => (header.word.record(), true),
+            };
             // SAFETY: the word of an attached mutator holds a live record.
-            let sp = match header.word.published().map(|frame| unsafe { frame.as_ref() }) {
+            let record = unsafe { &*call };
+            // A managed activation is over if the upcall comes in above its entry.
+            let skipped = managed
+                && record.depth > 0
+                && header.native_stack().contains(&sp)
+                && sp >= record.entry_sp.get();
+            let call = match (managed, skipped) {
+                (true, false) => None,
+                (true, true) => header.call_above::<V>(record.older, sp),
+                (false, _) if header.native_stack().contains(&sp) => header.call_above::<V>(call, sp),
+                (false, _) => Some(record),
+            };
+            let sp = match call {
                 // A managed one is taken only if there is no other: it is an error to call in on it, and the caller says so.
                 None => usize::MAX,
                 // A foreign thread's mutator between upcalls: it made no call.

@@ -184,7 +184,8 @@ pub(crate) fn repair_slow<V: StackScanner>(vm: &V, header: &Header, frame: &Fore
     if V::FAULTS.has(Faults::NO_REPAIR) {
         return header.word.publish(frame, V::FAULTS);
     }
-    if let Some(skipped) = header.word.published() {
+    let running = header.word.published();
+    if let Some(skipped) = running {
         // A call in a skipped upcall was skipped too, and is published still: a stopper may be reading what is released below.
         let skipped = skipped.as_ptr();
         if !header.word.retract(skipped, V::FAULTS)
@@ -216,8 +217,12 @@ pub(crate) fn repair_slow<V: StackScanner>(vm: &V, header: &Header, frame: &Fore
     }
     // A leaf call in a skipped upcall was skipped with it; the call that comes back was made in no region.
     header.checked.leave_region();
-    header.word.publish(frame, V::FAULTS);
     // The records are whole again before code of the VM runs.
+    if running.is_none() {
+        // The newest upcall was skipped while managed: what its way in took, a global lock, its way back would have given up.
+        hook(|| vm.leaving_managed(Crossing::Upcall));
+    }
+    header.word.publish(frame, V::FAULTS);
     hook(|| {
         vm.report(&Report::ActivationsSkipped { skipped, call_site: frame.site.get() });
         for payload in errors {

@@ -38,6 +38,10 @@ pub trait UpcallBody<V: StackScanner, Arguments, R>: sealed::Body<V, Arguments, 
     type DataFirst;
     /// The same as `Function` with a user-data pointer after the arguments.
     type DataLast;
+    /// The same as `UnwindFunction` with a user-data pointer before the arguments.
+    type UnwindDataFirst;
+    /// The same as `UnwindFunction` with a user-data pointer after the arguments.
+    type UnwindDataLast;
 
     /// # Safety
     ///
@@ -59,6 +63,16 @@ pub trait UpcallBody<V: StackScanner, Arguments, R>: sealed::Body<V, Arguments, 
     /// For [`UpcallClosure`] alone: the data pointer must be that of a closure of this type.
     #[doc(hidden)]
     unsafe fn data_last() -> Self::DataLast;
+    /// # Safety
+    ///
+    /// For [`UpcallClosure`] alone: the data pointer must be that of a closure of this type.
+    #[doc(hidden)]
+    unsafe fn unwind_data_first() -> Self::UnwindDataFirst;
+    /// # Safety
+    ///
+    /// For [`UpcallClosure`] alone: the data pointer must be that of a closure of this type.
+    #[doc(hidden)]
+    unsafe fn unwind_data_last() -> Self::UnwindDataLast;
 }
 
 mod sealed {
@@ -215,6 +229,8 @@ macro_rules! upcall_body {
             type UnwindFunction = extern "C-unwind" fn($($Argument),*) -> R;
             type DataFirst = unsafe extern "C" fn(*mut c_void, $($Argument),*) -> R;
             type DataLast = unsafe extern "C" fn($($Argument,)* *mut c_void) -> R;
+            type UnwindDataFirst = unsafe extern "C-unwind" fn(*mut c_void, $($Argument),*) -> R;
+            type UnwindDataLast = unsafe extern "C-unwind" fn($($Argument,)* *mut c_void) -> R;
 
             unsafe fn function<Fallback: Fn() -> R>() -> Self::Function {
                 extern "C" fn enter<V, Body, Fallback, R, $($Argument),*>($($argument: $Argument),*) -> R
@@ -258,7 +274,7 @@ macro_rules! upcall_body {
                 {
                     // SAFETY: promised by the caller.
                     let data = unsafe { &*data.cast::<ClosureData<V, Body, R>>() };
-                    data.enter(($($argument,)*))
+                    data.enter(($($argument,)*), Exceptions::Stop)
                 }
                 enter::<V, Body, R, $($Argument),*>
             }
@@ -274,7 +290,47 @@ macro_rules! upcall_body {
                 {
                     // SAFETY: promised by the caller.
                     let data = unsafe { &*data.cast::<ClosureData<V, Body, R>>() };
-                    data.enter(($($argument,)*))
+                    data.enter(($($argument,)*), Exceptions::Stop)
+                }
+                enter::<V, Body, R, $($Argument),*>
+            }
+
+            unsafe fn unwind_data_first() -> Self::UnwindDataFirst {
+                /// # Safety
+                ///
+                /// `data` is that of a live `UpcallClosure` of this body.
+                ///
+                /// # Panics
+                ///
+                /// Never: an exception of foreign code passes, a panic ends the process.
+                unsafe extern "C-unwind" fn enter<V, Body, R, $($Argument),*>(data: *mut c_void, $($argument: $Argument),*) -> R
+                where
+                    V: StackScanner,
+                    Body: sealed::Body<V, ($($Argument,)*), R>,
+                {
+                    // SAFETY: promised by the caller.
+                    let data = unsafe { &*data.cast::<ClosureData<V, Body, R>>() };
+                    data.enter(($($argument,)*), Exceptions::Pass)
+                }
+                enter::<V, Body, R, $($Argument),*>
+            }
+
+            unsafe fn unwind_data_last() -> Self::UnwindDataLast {
+                /// # Safety
+                ///
+                /// `data` is that of a live `UpcallClosure` of this body.
+                ///
+                /// # Panics
+                ///
+                /// Never: an exception of foreign code passes, a panic ends the process.
+                unsafe extern "C-unwind" fn enter<V, Body, R, $($Argument),*>($($argument: $Argument,)* data: *mut c_void) -> R
+                where
+                    V: StackScanner,
+                    Body: sealed::Body<V, ($($Argument,)*), R>,
+                {
+                    // SAFETY: promised by the caller.
+                    let data = unsafe { &*data.cast::<ClosureData<V, Body, R>>() };
+                    data.enter(($($argument,)*), Exceptions::Pass)
                 }
                 enter::<V, Body, R, $($Argument),*>
             }
@@ -397,7 +453,7 @@ struct ClosureData<V: StackScanner, F, R> {
 
 impl<V: StackScanner, F, R> ClosureData<V, F, R> {
     #[inline(always)]
-    fn enter<Arguments>(&self, arguments: Arguments) -> R
+    fn enter<Arguments>(&self, arguments: Arguments, exceptions: Exceptions) -> R
     where
         F: sealed::Body<V, Arguments, R>,
     {
@@ -406,7 +462,7 @@ impl<V: StackScanner, F, R> ClosureData<V, F, R> {
             unsafe { ptr::from_ref(&self.fallback).read() }
         };
         let body = |mutator: &mut Mutator<V>| self.body.call(mutator, arguments, F::POLICY, fallback);
-        let conduct = Conduct { policy: F::POLICY, exceptions: Exceptions::Stop };
+        let conduct = Conduct { policy: F::POLICY, exceptions };
         // SAFETY: null, or this thread's attached record of this world.
         match unsafe { self.shared.only().as_ref() } {
             Some(record) => cross_in(record, conduct, body, fallback),
@@ -422,7 +478,7 @@ impl<V: StackScanner, F, R> ClosureData<V, F, R> {
 ///
 /// # Safety of the pointers
 ///
-/// [`data_first`](Self::data_first) and [`data_last`](Self::data_last) are `unsafe` functions: whoever calls them, C included, passes [`data`](Self::data) of the same closure, which must
+/// [`data_first`](Self::data_first), [`data_last`](Self::data_last) and their unwinding forms are `unsafe` functions: whoever calls them, C included, passes [`data`](Self::data) of the same closure, which must
 /// not have been dropped and must not be dropped before the call is over.
 ///
 /// # Examples
@@ -487,6 +543,44 @@ where
     pub fn data_last(&self) -> F::DataLast {
         // SAFETY: this is a closure of the type.
         unsafe { F::data_last() }
+    }
+
+    /// [`data_first`](Self::data_first), through which exceptions of foreign code pass: for C++ that calls back and throws. See [`upcall_fn_unwind`] for what passes and
+    /// what does not.
+    #[must_use]
+    pub fn data_first_unwind(&self) -> F::UnwindDataFirst {
+        // SAFETY: this is a closure of the type.
+        unsafe { F::unwind_data_first() }
+    }
+
+    /// [`data_last`](Self::data_last), through which exceptions of foreign code pass: for C++ that calls back and throws. See [`upcall_fn_unwind`] for what passes and
+    /// what does not.
+    ///
+    /// # Aborts
+    ///
+    /// If the closure panics: what goes the way of an exception must be one.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use core::ffi::{c_int, c_void};
+    /// use reentry::testkit::TestVm;
+    /// use reentry::{Mutator, UpcallClosure, World};
+    ///
+    /// let world = World::new(TestVm::new());
+    /// let mut mutator = world.attach()?;
+    /// let base = 40;
+    /// let add = UpcallClosure::new(&world, |_: &mut Mutator<TestVm>, x: c_int| base + x);
+    /// let function: unsafe extern "C-unwind" fn(c_int, *mut c_void) -> c_int = add.data_last_unwind();
+    /// // SAFETY: the data pointer is the closure's own, and the closure lives.
+    /// let sum = mutator.foreign_call().run(|| unsafe { function(2, add.data()) });
+    /// assert_eq!(sum, 42);
+    /// # Ok::<(), reentry::AttachError>(())
+    /// ```
+    #[must_use]
+    pub fn data_last_unwind(&self) -> F::UnwindDataLast {
+        // SAFETY: this is a closure of the type.
+        unsafe { F::unwind_data_last() }
     }
 }
 

@@ -4,13 +4,18 @@
 #![expect(clippy::missing_panics_doc, reason = "a test fails by panicking")]
 
 use core::cell::Cell;
-use core::ffi::c_int;
+use core::ffi::{c_int, c_void};
+use core::ptr;
 use core::time::Duration;
+use reentry::faults::Faults;
 use reentry::{
     Aborting, Capture, Crossing, ErrorPolicy, FallbackOnly, LeafSite, Mutator, Report, RootVisitor, Segment,
     StackScanner, Throwing, UpcallClosure, Vm, World, upcall_fn, upcall_fn_or, upcall_fn_unwind,
 };
-use reentry_foreign::{Callback, foreign_call_back, foreign_call_back_elsewhere, foreign_call_back_last};
+use reentry_foreign::{
+    Callback, DataCallback, foreign_call_back, foreign_call_back_elsewhere, foreign_call_back_last,
+    foreign_catch, foreign_jump, foreign_land, foreign_land_and_call, foreign_throw,
+};
 use std::process::Command;
 use std::sync::OnceLock;
 
@@ -728,6 +733,158 @@ fn an_exception_that_panics_when_it_is_told_of_does_not_keep_the_process_from_en
                 x
             };
             mutator.foreign_call().run(|| call_back(upcall_fn(Aborting(throws))));
+        },
+    );
+}
+
+/// A world that stays stopped could not be helped: nobody is left who would end the pause.
+#[test]
+fn a_jump_out_of_a_pause_aborts_and_names_the_call_it_landed_in() {
+    extern "C" fn jump_out(_: c_int, _: *mut c_void) -> c_int {
+        // SAFETY: the point is set by C that waits for the upcall.
+        unsafe { foreign_jump(0) }
+    }
+    fn pausing(mutator: &mut Mutator<Small>, x: c_int, data: *mut c_void) -> c_int {
+        mutator.pause(|_| jump_out(x, data))
+    }
+    let says = [
+        "reentry: fatal: foreign code jumped out of a pause that its own thread holds, to the foreign call at",
+        file!(),
+    ];
+    aborts("a_jump_out_of_a_pause_aborts_and_names_the_call_it_landed_in", &says, || {
+        let world = World::new(Small);
+        let mut mutator = world.attach().unwrap();
+        // SAFETY: the callback does not use the data.
+        mutator.foreign_call().run(|| unsafe { foreign_land(0, upcall_fn(pausing), 0, ptr::null_mut()) });
+    });
+}
+
+/// The same where C calls back before it returns.
+#[test]
+fn an_upcall_after_a_jump_out_of_a_pause_aborts() {
+    fn pausing(mutator: &mut Mutator<Small>, _: c_int, _: *mut c_void) -> c_int {
+        // SAFETY: the point is set by C that waits for the upcall.
+        mutator.pause(|_| unsafe { foreign_jump(0) })
+    }
+    fn next(_: &mut Mutator<Small>, x: c_int, _: *mut c_void) -> c_int {
+        x
+    }
+    aborts(
+        "an_upcall_after_a_jump_out_of_a_pause_aborts",
+        &["jumped out of a pause that its own thread holds", file!()],
+        || {
+            let world = World::new(Small);
+            let mut mutator = world.attach().unwrap();
+            let (first, next) = (upcall_fn(pausing), upcall_fn(next));
+            // SAFETY: the callbacks do not use the data.
+            mutator
+                .foreign_call()
+                .run(|| unsafe { foreign_land_and_call(0, first, next, 0, ptr::null_mut()) });
+        },
+    );
+}
+
+/// The protection against jumps over managed upcalls, off: the upcall after the jump looks like one from managed code. (On, it is served: see `tests/all/jumps.rs`.)
+#[test]
+fn without_the_look_for_skipped_upcalls_an_upcall_after_a_jump_aborts() {
+    struct Unlooking;
+    impl Vm for Unlooking {
+        type Ref = usize;
+        type Local = ();
+        type Exception = core::convert::Infallible;
+        const CAPTURE: Capture = Capture::Nothing;
+        fn attach(&self) {}
+    }
+    // SAFETY: S1, S2: no frame holds a reference. S3 to S5: it does nothing. S6: a test of the protection.
+    unsafe impl StackScanner for Unlooking {
+        const FAULTS: Faults = Faults::NO_SKIP_CHECK;
+        fn scan_segment(&self, (): &(), _: &Segment<'_>, _: &mut dyn RootVisitor<usize>) {}
+    }
+    fn first(mutator: &mut Mutator<Unlooking>, _: c_int, _: *mut c_void) -> c_int {
+        // SAFETY: the point is set by C that waits for the upcall.
+        unsafe { mutator.leaf_call(|_| foreign_jump(0)) }
+    }
+    fn next(_: &mut Mutator<Unlooking>, x: c_int, _: *mut c_void) -> c_int {
+        x
+    }
+    aborts(
+        "without_the_look_for_skipped_upcalls_an_upcall_after_a_jump_aborts",
+        &["cannot receive an upcall: it is managed, in an upcall of the foreign call at", file!()],
+        || {
+            let world = World::new(Unlooking);
+            let mut mutator = world.attach().unwrap();
+            let (first, next) = (upcall_fn(first), upcall_fn(next));
+            // SAFETY: the callbacks do not use the data.
+            mutator
+                .foreign_call()
+                .run(|| unsafe { foreign_land_and_call(0, first, next, 0, ptr::null_mut()) });
+        },
+    );
+}
+
+/// Rust cannot catch an exception of C++, and a plain upcall function must not let it pass: the standard library ends the process.
+#[test]
+#[expect(ffi_unwind_calls, reason = "an exception of C++ leaves the function on purpose")]
+fn an_exception_that_reaches_a_plain_upcall_function_aborts() {
+    fn throwing(mutator: &mut Mutator<Small>, _: c_int, _: *mut c_void) -> c_int {
+        // SAFETY: broken on purpose: no function that lets exceptions pass is above, which is caught.
+        mutator.foreign_call().run(|| unsafe { foreign_throw(7) })
+    }
+    aborts(
+        "an_exception_that_reaches_a_plain_upcall_function_aborts",
+        &["Rust cannot catch foreign exceptions"],
+        || {
+            let world = World::new(Small);
+            let mut mutator = world.attach().unwrap();
+            let plain: DataCallback = upcall_fn(throwing);
+            mutator.foreign_call().run(|| {
+                // SAFETY: the two ABIs differ in what may unwind only, and nothing does, since the process ends.
+                let plain = unsafe {
+                    core::mem::transmute::<DataCallback, reentry_foreign::UnwindDataCallback>(plain)
+                };
+                // SAFETY: the callback does not use the data.
+                unsafe { foreign_catch(plain, 1, ptr::null_mut()) }
+            });
+        },
+    );
+}
+
+/// I7: what goes the way of an exception must be one, since C++ above must not meet a panic.
+#[test]
+#[expect(ffi_unwind_calls, reason = "exceptions of C++ may leave these functions")]
+fn a_panic_in_an_unwinding_upcall_aborts_and_names_the_call() {
+    fn panicking(_: &mut Mutator<Small>, _: c_int, _: *mut c_void) -> c_int {
+        panic!("the body's own message")
+    }
+    let says = [
+        "the body's own message",
+        "reentry: fatal: a panic reached foreign code through an unwinding upcall of the foreign call at",
+        file!(),
+        "return an error",
+    ];
+    aborts("a_panic_in_an_unwinding_upcall_aborts_and_names_the_call", &says, || {
+        let world = World::new(Small);
+        let mut mutator = world.attach().unwrap();
+        let function: extern "C-unwind" fn(c_int, *mut c_void) -> c_int = upcall_fn_unwind(panicking, || -1);
+        // SAFETY: the callback does not use the data.
+        mutator.foreign_call().run(|| unsafe { foreign_catch(function, 1, ptr::null_mut()) });
+    });
+}
+
+#[test]
+#[expect(ffi_unwind_calls, reason = "exceptions of C++ may leave these functions")]
+fn a_panic_in_an_unwinding_closure_aborts() {
+    aborts(
+        "a_panic_in_an_unwinding_closure_aborts",
+        &["the body's own message", "a panic reached foreign code through an unwinding upcall"],
+        || {
+            let world = World::new(Small);
+            let mut mutator = world.attach().unwrap();
+            let body = |_: &mut Mutator<Small>, _: c_int| -> c_int { panic!("the body's own message") };
+            let closure = UpcallClosure::new(&world, body);
+            let (function, data) = (closure.data_last_unwind(), closure.data());
+            // SAFETY: the data is the closure's, which lives.
+            mutator.foreign_call().run(|| unsafe { foreign_catch(function, 1, data) });
         },
     );
 }

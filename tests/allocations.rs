@@ -6,17 +6,19 @@
 
 use core::alloc::{GlobalAlloc, Layout};
 use core::cell::Cell;
-use core::ffi::c_int;
+use core::ffi::{c_int, c_void};
 use core::hint::black_box;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use reentry::faults::Faults;
 use reentry::testkit::bytecode::Program;
 use reentry::testkit::{Ref, StackMoves, TestVm, Trap};
 use reentry::{
-    ErrorPolicy, FenceStrategy, MachineState, Mutator, Throwing, Thrown, UpcallClosure, World, upcall_fn,
-    upcall_fn_or,
+    Capture, ErrorPolicy, FenceStrategy, MachineState, Mutator, Report, RootVisitor, Segment, StackScanner,
+    Throwing, Thrown, UpcallClosure, Vm, World, upcall_fn, upcall_fn_or,
 };
 use reentry_foreign::{
-    Callback, foreign_add, foreign_call_back, foreign_call_back_last, foreign_call_back_many,
+    Callback, foreign_add, foreign_call_back, foreign_call_back_last, foreign_call_back_many, foreign_jump,
+    foreign_land_many,
 };
 use std::alloc::System;
 
@@ -479,5 +481,85 @@ fn a_hundred_thousand_errors_leave_nothing_behind() {
             assert_eq!(LIVE.get(), before, "{how:?} {nested}: blocks and bytes");
             assert!(allocated >= 100_000, "{how:?}: an error is a box, so the counter has seen it");
         }
+    }
+}
+
+/// A VM that keeps no reports, since a text would be an allocation: it counts what was skipped.
+struct Counted<const REPAIRED: bool>(AtomicU64);
+
+impl<const REPAIRED: bool> Vm for Counted<REPAIRED> {
+    type Ref = usize;
+    type Local = ();
+    type Exception = core::convert::Infallible;
+    const CAPTURE: Capture = Capture::Nothing;
+
+    fn attach(&self) {}
+
+    fn report(&self, report: &Report<'_>) {
+        if let Report::ActivationsSkipped { skipped, .. } = report {
+            self.0.fetch_add(*skipped as u64, Ordering::Relaxed);
+        }
+    }
+}
+
+// SAFETY: S1, S2: no frame holds a reference. S3 to S5: it does nothing. S6: a fault for the twin only, whose references are numbers.
+unsafe impl<const REPAIRED: bool> StackScanner for Counted<REPAIRED> {
+    const FAULTS: Faults = if REPAIRED { Faults::NONE } else { Faults::NO_REPAIR };
+
+    fn scan_segment(&self, (): &(), _: &Segment<'_>, _: &mut dyn RootVisitor<usize>) {}
+}
+
+/// Declares much, and leaves by a jump: from a foreign call, from managed code, and from two upcalls further down.
+fn leave_by_a_jump<const REPAIRED: bool>(
+    mutator: &mut Mutator<Counted<REPAIRED>>,
+    x: c_int,
+    data: *mut c_void,
+) -> c_int {
+    let mut call = mutator.foreign_call();
+    for reference in 0..200 {
+        call.root(reference);
+    }
+    call.copy([1_u64; 64]);
+    call.run(|| match x % 4 {
+        // SAFETY: the point is set by C that waits for the upcall; here and below.
+        0 => unsafe { foreign_jump(0) },
+        1 => {}
+        // SAFETY: the callback does not use the data.
+        _ => _ = unsafe { foreign_call_back_last(upcall_fn(leave_by_a_jump::<REPAIRED>), x % 4 - 2, data) },
+    });
+    // SAFETY: as above.
+    unsafe { foreign_jump(0) }
+}
+
+/// A hundred jumps in a foreign call that declares nothing, so that its own end gives nothing back.
+fn jump_a_hundred_times<const REPAIRED: bool>(mutator: &mut Mutator<Counted<REPAIRED>>) {
+    let leave = upcall_fn(leave_by_a_jump::<REPAIRED>);
+    // SAFETY: the callback does not use the data.
+    let landed =
+        mutator.foreign_call().run(|| unsafe { foreign_land_many(0, leave, 100, core::ptr::null_mut()) });
+    assert_eq!(landed, 100);
+}
+
+fn counted<const REPAIRED: bool>(fence: FenceStrategy) -> World<Counted<REPAIRED>> {
+    World::<Counted<REPAIRED>>::builder().fence(fence).build(Counted(AtomicU64::new(0)))
+}
+
+/// What foreign code skips is given back whole: the records, the root stack and the argument memory of a skipped call serve the next one.
+#[test]
+fn jumps_over_upcalls_allocate_nothing_and_nothing_grows() {
+    for fence in [FenceStrategy::Symmetric, FenceStrategy::Asymmetric] {
+        if !fence.is_supported() {
+            continue;
+        }
+        let world = counted::<true>(fence);
+        let mut mutator = world.attach().unwrap();
+        assert_no_allocation(100, || jump_a_hundred_times(&mut mutator));
+        // Of four jumps two skip one upcall, and two skip two.
+        assert_eq!(world.vm().0.load(Ordering::Relaxed), 150 * (100 + WARM_UP as u64));
+        // The twin with the protection off: what was skipped piles up.
+        let world = counted::<false>(fence);
+        let mut mutator = world.attach().unwrap();
+        (0..WARM_UP).for_each(|_| jump_a_hundred_times(&mut mutator));
+        assert!(allocations(|| jump_a_hundred_times(&mut mutator)) > 100);
     }
 }

@@ -45,6 +45,8 @@ const FLOORS: &[&[&str]] = &[
     // Tools.
     &["layout"],
     &["testkit"],
+    // The guide: text.
+    &["guide"],
 ];
 
 /// Words that say nothing, and one that belongs to other systems.

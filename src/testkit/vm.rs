@@ -15,7 +15,7 @@ use core::fmt;
 use core::marker::PhantomData;
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU64, Ordering};
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 
 /// Which protections of the crate a test VM is run without.
@@ -92,6 +92,7 @@ pub struct TestVm<F: FaultSet = Correct> {
     visits: Mutex<HashMap<(u64, usize), Visit>>,
     collections: AtomicU64,
     moved: AtomicU64,
+    reports: Mutex<VecDeque<String>>,
     world: OnceLock<WeakWorld<F>>,
     _faults: PhantomData<F>,
 }
@@ -148,6 +149,9 @@ impl Default for TestVm {
 pub(crate) const FRAME_HEADER: usize = 3;
 /// The caller's frame index in the first frame of an activation.
 pub(crate) const ENTRY: u64 = u64::MAX;
+
+/// How many reports are kept.
+const REPORTS: usize = 64;
 
 /// A pc of a function, as one word, never [`IDLE`].
 pub(crate) fn pack_pc(function: u16, pc: usize) -> usize {
@@ -238,6 +242,32 @@ impl<F: FaultSet> TestVm<F> {
     #[must_use]
     pub fn totals(&self) -> (u64, u64) {
         (self.collections.load(Ordering::Relaxed), self.moved.load(Ordering::Relaxed))
+    }
+
+    /// Takes the text of what the crate has reported since the last time, oldest first: the last 64 of it.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use core::ffi::c_int;
+    /// use reentry::testkit::{TestVm, Trap};
+    /// use reentry::{FallbackOnly, Mutator, Throwing, World, upcall_fn};
+    ///
+    /// fn fail(_: &mut Mutator<TestVm>) -> Result<c_int, Trap> {
+    ///     Err(Trap::NoSuchNative(7))
+    /// }
+    /// let callback: extern "C" fn() -> c_int = upcall_fn(FallbackOnly(Throwing(fail)));
+    /// let world = World::new(TestVm::new());
+    /// let mut mutator = world.attach()?;
+    /// // A Rust closure stands for the C code here.
+    /// mutator.foreign_call().run(|| callback());
+    /// assert!(world.vm().take_reports()[0].contains("NoSuchNative(7)"));
+    /// assert!(world.vm().take_reports().is_empty());
+    /// # Ok::<(), reentry::AttachError>(())
+    /// ```
+    #[must_use]
+    pub fn take_reports(&self) -> Vec<String> {
+        self.reports.lock().unwrap_or_else(PoisonError::into_inner).drain(..).collect()
     }
 
     /// Stops the world and collects, from managed code that has no interpreter frame of its own (an upcall's body).
@@ -568,6 +598,11 @@ impl<F: FaultSet> Vm for TestVm<F> {
             Some(on_report) => on_report(report),
             None => eprintln!("reentry: {report}"),
         }
+        let mut reports = self.reports.lock().unwrap_or_else(PoisonError::into_inner);
+        if reports.len() == REPORTS {
+            reports.pop_front();
+        }
+        reports.push_back(report.to_string());
     }
 }
 
@@ -676,6 +711,7 @@ impl<F: FaultSet> TestVmBuilder<F> {
             visits: Mutex::new(HashMap::new()),
             collections: AtomicU64::new(0),
             moved: AtomicU64::new(0),
+            reports: Mutex::new(VecDeque::new()),
             world: OnceLock::new(),
             _faults: PhantomData,
         }

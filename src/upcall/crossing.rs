@@ -187,7 +187,7 @@ fn cross_in_out_of_order<V: StackScanner, R>(
         }
         if sp >= crossing && stack.contains(&crossing) && !V::FAULTS.has(Faults::NO_SKIP_CHECK) {
             let edge = arch::caller_sp(sp).unwrap_or(sp);
-            let Some(call) = call_above::<V>(header, saved.older, edge) else { abort_managed::<V>(record) };
+            let Some(call) = header.call_above::<V>(saved.older, edge) else { abort_managed::<V>(record) };
             repair_slow(vm_of::<V>(record), header, call);
             return cross_in_from(record, call, sp, conduct, body, fallback);
         }
@@ -217,32 +217,13 @@ fn cross_in_managed<V: StackScanner, R>(
         // What the running activation calls lies below where it was entered; what called it lies above.
         let edge = arch::caller_sp(sp).unwrap_or(sp);
         if edge > entry
-            && let Some(call) = call_above::<V>(header, running.older, edge)
+            && let Some(call) = header.call_above::<V>(running.older, edge)
         {
             repair_slow(vm_of::<V>(record), header, call);
             return cross_in_from(record, call, sp, conduct, body, fallback);
         }
     }
     abort_managed::<V>(record)
-}
-
-/// The newest foreign call, from `frame` on, whose crossing lies above `edge`: the one that foreign code at `edge` belongs to.
-fn call_above<V: StackScanner>(
-    header: &Header,
-    mut frame: *const ForeignFrame,
-    edge: usize,
-) -> Option<&ForeignFrame> {
-    let stack = header.native_stack();
-    // SAFETY: null, or a live record of this mutator.
-    while let Some(call) = unsafe { frame.as_ref() } {
-        let crossing = call.native_sp::<V>();
-        // A crossing on another stack, or none at all (a foreign thread's base), bounds what can have been skipped.
-        if crossing >= edge || !stack.contains(&crossing) {
-            return Some(call);
-        }
-        frame = call.older;
-    }
-    None
 }
 
 /// Runs the hook, which must not detach the thread it runs for. (With no hook the compiler sees that nothing has changed.)
@@ -461,7 +442,7 @@ pub(super) fn cross_in_somewhere<V: StackScanner, R>(
     body: impl FnOnce(&mut Mutator<V>) -> R,
     fallback: impl FnOnce() -> R,
 ) -> R {
-    match innermost::<V>() {
+    match innermost::<V>(arch::stack_pointer()) {
         // SAFETY: this thread's attached record of a world of `V`.
         Innermost::Of(record) => cross_in(unsafe { &*record }, conduct, body, fallback),
         Innermost::Ambiguous => unwind::abort(format_args!(

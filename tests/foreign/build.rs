@@ -1,4 +1,4 @@
-//! Compiles the C side.
+//! Compiles the C side, and the C++ side.
 
 fn main() {
     let sources = [
@@ -8,6 +8,7 @@ fn main() {
         "c/errors.c",
         "c/founding.c",
         "c/handles.c",
+        "c/jumps.c",
         "c/threads.c",
     ];
     cc::Build::new()
@@ -17,7 +18,16 @@ fn main() {
         .warnings(true)
         .extra_warnings(true)
         .compile("reentry_foreign");
-    for source in sources {
+    let cpp_sources = ["c/exceptions.cpp"];
+    cc::Build::new()
+        .cpp(true)
+        .files(cpp_sources)
+        .std("c++17")
+        .opt_level(2)
+        .warnings(true)
+        .extra_warnings(true)
+        .compile("reentry_foreign_cpp");
+    for source in sources.into_iter().chain(cpp_sources) {
         println!("cargo::rerun-if-changed={source}");
     }
     println!("cargo::rustc-link-lib=pthread");

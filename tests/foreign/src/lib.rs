@@ -58,6 +58,27 @@ pub struct Machine {
     pub blocked: c_int,
 }
 
+/// A callback of an `int` and a data pointer.
+pub type DataCallback = unsafe extern "C" fn(c_int, *mut c_void) -> c_int;
+
+/// The same, through which exceptions pass.
+pub type UnwindDataCallback = unsafe extern "C-unwind" fn(c_int, *mut c_void) -> c_int;
+
+/// A callback of eleven numbers and a data pointer, half of which are passed on the stack.
+pub type WideCallback =
+    unsafe extern "C" fn(i64, i64, i64, i64, i64, i64, i64, i64, i64, i64, i64, *mut c_void) -> i64;
+
+/// A struct of 256 bytes, which is passed on the stack.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(C)]
+pub struct Large {
+    /// The number of each word.
+    pub words: [i64; 32],
+}
+
+/// A callback of a large struct by value and a data pointer.
+pub type LargeCallback = unsafe extern "C" fn(Large, *mut c_void) -> i64;
+
 macro_rules! foreign {
     ($($(#[$meta:meta])* fn $name:ident($($argument:ident: $ty:ty),*) $(-> $result:ty)?;)*) => {
         unsafe extern "C" {
@@ -189,4 +210,56 @@ foreign! {
     fn foreign_change_machine_and_call_back(callback: Callback, x: c_int) -> c_int;
     /// Runs `f(data)` on a thread with exactly `size` bytes of stack and a page below it that faults; -1 if there is no such thread.
     fn foreign_thread_with_stack(size: usize, f: extern "C" fn(*mut c_void), data: *mut c_void) -> c_int;
+    /// Jumps to a point of this thread, which one of the next functions has set.
+    fn foreign_jump(point: c_int) -> !;
+    /// Sets a point and calls back: the result, or -1 if a jump has landed.
+    fn foreign_land(point: c_int, call: DataCallback, x: c_int, data: *mut c_void) -> c_int;
+    /// `first(x, data)`; if a jump lands, `next(x, data)`.
+    fn foreign_land_and_call(point: c_int, first: DataCallback, next: DataCallback, x: c_int, data: *mut c_void) -> c_int;
+    /// The same, with `next` called from below so many kilobytes of C frames.
+    fn foreign_land_and_call_below(point: c_int, first: DataCallback, next: DataCallback, x: c_int, data: *mut c_void, kilobytes: c_int) -> c_int;
+    /// `call(0, data)` to `call(count - 1, data)`; how many jumps have landed.
+    fn foreign_land_many(point: c_int, call: DataCallback, count: c_int, data: *mut c_void) -> c_int;
+    /// A callback that jumps, then one of twelve arguments; argument i is 1 << i, here and below.
+    fn foreign_land_and_call_wide(point: c_int, first: DataCallback, next: WideCallback, data: *mut c_void) -> i64;
+    /// The other way round.
+    fn foreign_land_wide_and_call(point: c_int, first: WideCallback, next: DataCallback, data: *mut c_void) -> i64;
+    /// A callback that jumps, then one of a struct of 256 bytes.
+    fn foreign_land_and_call_large(point: c_int, first: DataCallback, next: LargeCallback, data: *mut c_void) -> i64;
+    /// The other way round.
+    fn foreign_land_large_and_call(point: c_int, first: LargeCallback, next: DataCallback, data: *mut c_void) -> i64;
+    /// [`foreign_land_and_call`] with point 0 on a pthread of its own, or [`foreign_land`] if there is no other callback.
+    fn foreign_land_elsewhere(first: DataCallback, next: Option<DataCallback>, x: c_int, data: *mut c_void) -> c_int;
+    /// Enters a number in the thread's log.
+    fn foreign_log(entry: c_int);
+    /// Takes the thread's log.
+    fn foreign_take_log(to: *mut c_int, room: usize) -> usize;
+    /// `call(x, data)`, and then throws and catches, and calls back in the handler.
+    fn foreign_throw_and_catch(call: DataCallback, x: c_int, data: *mut c_void) -> c_int;
+    /// Throws the result of `call(x, data)` and catches it.
+    fn foreign_catch_after_callback(call: DataCallback, x: c_int, data: *mut c_void) -> c_int;
+}
+
+macro_rules! foreign_unwinding {
+    ($($(#[$meta:meta])* fn $name:ident($($argument:ident: $ty:ty),*) $(-> $result:ty)?;)*) => {
+        unsafe extern "C-unwind" {
+            $($(#[$meta])* pub fn $name($($argument: $ty),*) $(-> $result)?;)*
+        }
+    };
+}
+
+// C++ that an exception may leave, and that takes callbacks which an exception may leave.
+foreign_unwinding! {
+    /// Throws.
+    fn foreign_throw(value: c_int) -> !;
+    /// `call(x, data)`, with an object that logs its end.
+    fn foreign_pass(call: UnwindDataCallback, x: c_int, data: *mut c_void) -> c_int;
+    /// The same with a handler: `-value` if something was caught.
+    fn foreign_catch(call: UnwindDataCallback, x: c_int, data: *mut c_void) -> c_int;
+    /// `call(data, x)`, or `-value` if something was caught.
+    fn foreign_catch_first(call: unsafe extern "C-unwind" fn(*mut c_void, c_int) -> c_int, x: c_int, data: *mut c_void) -> c_int;
+    /// `call(x, data)`; if something is caught, `next(value, data)`.
+    fn foreign_catch_and_call(call: UnwindDataCallback, next: UnwindDataCallback, x: c_int, data: *mut c_void) -> c_int;
+    /// Catches and throws again.
+    fn foreign_catch_and_rethrow(call: UnwindDataCallback, x: c_int, data: *mut c_void) -> c_int;
 }
