@@ -45,6 +45,9 @@ extern "C" fn bare_nested(x: c_int) -> c_int {
     }
 }
 
+/// # Errors
+///
+/// Unless `x` is 0.
 fn throwing(_: &mut Mutator<TestVm>, x: c_int) -> Result<c_int, Trap> {
     if x == 0 { Ok(1) } else { Err(Trap::NoSuchNative(7)) }
 }

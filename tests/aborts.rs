@@ -548,6 +548,9 @@ fn panics(_: &mut Mutator<Small>, _: c_int) -> c_int {
     panic!("the body's own message")
 }
 
+/// # Errors
+///
+/// Always.
 fn throws(_: &mut Mutator<Small>, _: c_int) -> Result<c_int, Oops> {
     Err(Oops::Quiet)
 }

@@ -433,6 +433,9 @@ fn a_hundred_thousand_errors_leave_nothing_behind() {
         Throw,
     }
     thread_local! { static HOW: Cell<How> = const { Cell::new(How::Panic) }; }
+    /// # Errors
+    ///
+    /// Always, or a panic in its place.
     fn fail(mutator: &mut Mutator<TestVm>, x: c_int) -> Result<c_int, Trap> {
         if x > 0 {
             // The error passes a foreign call more.

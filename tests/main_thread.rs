@@ -1,6 +1,5 @@
 //! The main thread's stack, whose size is the system's choice and which grows: recursion through C ends in an error there too. A binary of its own without the test
 //! harness, which runs tests on threads that it makes.
-#![expect(clippy::missing_panics_doc, reason = "a test fails by panicking")]
 
 use core::cell::Cell;
 use core::ffi::c_int;
@@ -32,6 +31,9 @@ unsafe impl StackScanner for Small {
 
 thread_local! { static LEVELS: Cell<u32> = const { Cell::new(0) }; }
 
+/// # Errors
+///
+/// The refusal that ends it.
 fn recurse(mutator: &mut Mutator<Small>, x: c_int) -> Result<c_int, UpcallRefused> {
     LEVELS.set(LEVELS.get() + 1);
     let callback: Callback = upcall_fn_or(Throwing(recurse), || -1);

@@ -69,7 +69,8 @@ fn linux_stack_bounds() -> Option<Range<usize>> {
 
 /// Returns the stack pointer that the caller of the function whose own is `sp` had at the call, as the unwind tables tell it. Slow.
 ///
-/// Two functions that were called from one frame have different stack pointers, since their frames differ in size; this one they share.
+/// Two functions that were called from one frame have different stack pointers, since their frames differ in size; this one they share but for the arguments they take on
+/// the stack.
 pub(crate) fn caller_sp(sp: usize) -> Option<usize> {
     #[cfg(all(target_os = "linux", not(loom), not(miri)))]
     {

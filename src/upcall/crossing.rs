@@ -14,6 +14,10 @@
 //!       foreign call 1  0x8c00      skipped
 //!         C, longjmp
 //! ```
+//!
+//! An upcall that comes in below the skipped crossing, since C has gone deeper meanwhile or its own frame and stack arguments are larger than the skipped frames, shows
+//! nothing. It counts as one of the skipped call until C comes back (`guide::jumps`). The other error, to release a call that is not over, cannot happen: C that was called
+//! from below a crossing has its stack pointer below.
 
 use crate::activation::{ForeignFrame, Upcalls};
 use crate::arch;

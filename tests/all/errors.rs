@@ -42,6 +42,9 @@ thread_local! {
     static GOT: Cell<u64> = const { Cell::new(0) };
 }
 
+/// # Errors
+///
+/// Unless it panics, or throws by hand.
 fn fail(mutator: &mut Mutator<Vm>) -> Result<c_int, Oops> {
     match HOW.get() {
         How::Panic => panic_quietly(5),
@@ -67,6 +70,10 @@ fn hold(callback: Callback, x: c_int) -> c_int {
 }
 
 /// `levels` foreign calls further in, an upcall fails.
+///
+/// # Errors
+///
+/// What the innermost fails with, if it is no panic.
 fn descend(mutator: &mut Mutator<Vm>, levels: c_int) -> Result<c_int, Oops> {
     if levels == 0 {
         return fail(mutator);
@@ -266,9 +273,9 @@ fn an_exception_is_dropped_exactly_once_in_every_outcome() {
         };
         (closure, dropped)
     };
-    // SAFETY: the data pointer is the closure's own, and the closure lives.
     macro_rules! call {
         ($closure:ident) => {
+            // SAFETY: the data pointer is the closure's own, and the closure lives.
             || unsafe { foreign_call_back_last($closure.data_last(), 0, $closure.data()) }
         };
     }
@@ -332,9 +339,9 @@ fn an_upcall_functions_policy_wins_over_the_calls() {
     let plain_item: Callback = upcall_fn_or(Throwing(|m: &mut Mutator<Vm>, _: c_int| fail(m)), || FALLBACK);
     let reporting_item: Callback =
         upcall_fn_or(FallbackOnly(Throwing(|m: &mut Mutator<Vm>, _: c_int| fail(m))), || FALLBACK);
-    // SAFETY: the data pointers are the closures' own, and they live; the functions take an `int` and give one.
     macro_rules! call {
         ($closure:ident) => {
+            // SAFETY: the data pointer is the closure's own, and the closure lives.
             &|| unsafe { foreign_call_back_last($closure.data_last(), 0, $closure.data()) }
         };
     }
@@ -342,7 +349,7 @@ fn an_upcall_functions_policy_wins_over_the_calls() {
         (false, call!(plain)),
         (true, call!(reporting)),
         (true, call!(both)),
-        // SAFETY: as above.
+        // SAFETY: the callback takes an `int` and gives one.
         (false, &|| unsafe { foreign_call_back(plain_item, 0) }),
         // SAFETY: as above.
         (true, &|| unsafe { foreign_call_back(reporting_item, 0) }),
@@ -439,10 +446,17 @@ fn a_report_of_an_ignored_error_names_the_call_and_the_error() {
 fn an_error_on_a_foreign_thread_is_reported_and_the_threads_later_upcalls_work() {
     type Vm = Raising<501>;
     static RECOVERED: AtomicU32 = AtomicU32::new(0);
+    /// # Errors
+    ///
+    /// Always.
     fn throw(_: &mut Mutator<Vm>, x: c_int) -> Result<c_int, Oops> {
         Err(Oops::Number(x as u32))
     }
     /// Odd upcalls fail, each in its way; each recovers from an error of its own first.
+    ///
+    /// # Errors
+    ///
+    /// For one `x`.
     fn upcall(mutator: &mut Mutator<Vm>, x: c_int) -> Result<c_int, Oops> {
         let inner = upcall_fn_or(Throwing(throw), || FALLBACK);
         let mut cleaned_up = 0;
@@ -630,7 +644,7 @@ fn a_panic_of_the_closure_overtakes_an_upcalls_error() {
         };
         let told = Told::Superseded(if how == How::Panic { "panic 5" } else { "Number(5)" }.to_owned());
         assert_eq!(number(|| call.run(fail)), 2);
-        assert_eq!(world.vm().take_reports(), [told.clone()]);
+        assert_eq!(world.vm().take_reports(), core::slice::from_ref(&told));
         assert_eq!(number(|| call.try_run(fail)), 2);
         assert_eq!(world.vm().take_reports(), [told]);
         assert_eq!(call.run(|| 7), 7);

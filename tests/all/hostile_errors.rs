@@ -16,10 +16,12 @@ type Vm = Raising<560>;
 
 const FALLBACK: c_int = -7;
 
+type OnReport<V> = Box<dyn Fn(&V, u32) + Send + Sync>;
+
 /// A VM whose exceptions and reports run what a test asks for.
 struct Running<const TAG: u32> {
     /// What a report does, given how many there were before.
-    report: OnceLock<Box<dyn Fn(&Self, u32) + Send + Sync>>,
+    report: OnceLock<OnReport<Self>>,
     reports: AtomicU32,
 }
 
@@ -262,9 +264,15 @@ fn forged_payloads_are_the_errors_they_say_they_are() {
 /// Bodies that catch, and fail again, and leak what they caught.
 #[test]
 fn a_body_that_catches_leaks_and_fails_again_leaves_the_activations_in_order() {
+    /// # Errors
+    ///
+    /// Always.
     fn leaf(_: &mut Mutator<Vm>, _: c_int) -> Result<c_int, Oops> {
         Err(Oops::Number(1))
     }
+    /// # Errors
+    ///
+    /// Never: it throws by hand, and panics.
     fn body(mutator: &mut Mutator<Vm>, x: c_int) -> Result<c_int, Oops> {
         let leaf: Callback = upcall_fn_or(Throwing(leaf), || FALLBACK);
         // SAFETY: the callback takes an `int` and gives one.

@@ -1024,6 +1024,11 @@ fn interpreted_frames_go_on_after_a_jump_over_interpreted_frames() {
     assert_eq!(TestVm::collect_in(&mut mutator).unwrap().live, 1);
 }
 
+#[inline(never)]
+fn in_a_frame_of_its_own<R>(f: impl FnOnce() -> R) -> R {
+    black_box(f())
+}
+
 /// Two worlds of one type on a thread, calls of both on its stack: an upcall function that carries no world goes to the call that C is in, not to a skipped one that lies lower.
 #[test]
 fn with_two_worlds_on_a_thread_an_upcall_after_a_jump_comes_in_where_c_is() {
@@ -1053,9 +1058,12 @@ fn with_two_worlds_on_a_thread_an_upcall_after_a_jump_comes_in_where_c_is() {
         let data = ptr::from_mut(&mut both).cast::<c_void>();
         let mut call = in_b.foreign_call();
         call.pin(object).unwrap();
+        // Two calls made in one stack frame could not be told apart.
         let depth = in_a.foreign_call().run(|| {
-            // SAFETY: the closure and the script live.
-            call.run(|| unsafe { foreign_land_and_call(0, first_of_two, next_of_two, 0, data) })
+            in_a_frame_of_its_own(|| {
+                // SAFETY: the closure and the script live.
+                call.run(|| unsafe { foreign_land_and_call(0, first_of_two, next_of_two, 0, data) })
+            })
         });
         assert_eq!(depth, 1, "{from:?}");
         assert_eq!(

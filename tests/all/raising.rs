@@ -16,7 +16,7 @@ pub(crate) enum Oops {
     /// One of the tests' own.
     Number(u32),
     /// One whose end is counted.
-    Counted(Counted),
+    Counted(#[expect(dead_code, reason = "held for its drop")] Counted),
     /// What a refused upcall becomes, if the VM is asked to make exceptions of them.
     Refused(UpcallRefused),
 }

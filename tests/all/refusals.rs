@@ -230,6 +230,10 @@ thread_local! {
 }
 
 /// Recurses through C, for ever unless told otherwise.
+///
+/// # Errors
+///
+/// The refusal that ends it, as an exception.
 fn recurse<const TAG: u32, F: FaultSet>(
     mutator: &mut Mutator<Raising<TAG, F>>,
     x: c_int,
@@ -341,6 +345,9 @@ fn a_world_chooses_the_reserve_and_without_the_check_an_upcall_goes_on_into_it()
         const FAULTS: Faults = Faults::NO_STACK_CHECK;
     }
     const STACK: usize = 1 << 20;
+    /// # Errors
+    ///
+    /// How deep it went, and why not deeper.
     fn levels<F: FaultSet>(reserve: usize, last: u32) -> Result<u32, (u32, UpcallRefused)> {
         on_a_stack_of(STACK, || {
             let vm = Raising::<522, F>::new();
