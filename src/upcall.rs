@@ -239,9 +239,8 @@ macro_rules! upcall_body {
                     Body: sealed::Body<V, ($($Argument,)*), R>,
                     Fallback: Fn() -> R,
                 {
-                    let conduct = Conduct { policy: Body::POLICY, exceptions: Exceptions::Stop };
                     // SAFETY: values of both exist for ever, as the caller of `function` has promised.
-                    unsafe { enter_conjured::<V, Body, Fallback, _, R>(($($argument,)*), conduct) }
+                    unsafe { enter_conjured::<V, Body, Fallback, _, R, Stopping>(($($argument,)*)) }
                 }
                 enter::<V, Body, Fallback, R, $($Argument),*>
             }
@@ -256,9 +255,8 @@ macro_rules! upcall_body {
                     Body: sealed::Body<V, ($($Argument,)*), R>,
                     Fallback: Fn() -> R,
                 {
-                    let conduct = Conduct { policy: Body::POLICY, exceptions: Exceptions::Pass };
                     // SAFETY: values of both exist for ever, as the caller of `unwind_function` has promised.
-                    unsafe { enter_conjured::<V, Body, Fallback, _, R>(($($argument,)*), conduct) }
+                    unsafe { enter_conjured::<V, Body, Fallback, _, R, Passing>(($($argument,)*)) }
                 }
                 enter::<V, Body, Fallback, R, $($Argument),*>
             }
@@ -274,7 +272,7 @@ macro_rules! upcall_body {
                 {
                     // SAFETY: promised by the caller.
                     let data = unsafe { &*data.cast::<ClosureData<V, Body, R>>() };
-                    data.enter(($($argument,)*), Exceptions::Stop)
+                    data.enter::<_, Stopping>(($($argument,)*))
                 }
                 enter::<V, Body, R, $($Argument),*>
             }
@@ -290,7 +288,7 @@ macro_rules! upcall_body {
                 {
                     // SAFETY: promised by the caller.
                     let data = unsafe { &*data.cast::<ClosureData<V, Body, R>>() };
-                    data.enter(($($argument,)*), Exceptions::Stop)
+                    data.enter::<_, Stopping>(($($argument,)*))
                 }
                 enter::<V, Body, R, $($Argument),*>
             }
@@ -310,7 +308,7 @@ macro_rules! upcall_body {
                 {
                     // SAFETY: promised by the caller.
                     let data = unsafe { &*data.cast::<ClosureData<V, Body, R>>() };
-                    data.enter(($($argument,)*), Exceptions::Pass)
+                    data.enter::<_, Passing>(($($argument,)*))
                 }
                 enter::<V, Body, R, $($Argument),*>
             }
@@ -330,7 +328,7 @@ macro_rules! upcall_body {
                 {
                     // SAFETY: promised by the caller.
                     let data = unsafe { &*data.cast::<ClosureData<V, Body, R>>() };
-                    data.enter(($($argument,)*), Exceptions::Pass)
+                    data.enter::<_, Passing>(($($argument,)*))
                 }
                 enter::<V, Body, R, $($Argument),*>
             }
@@ -345,21 +343,68 @@ crate::arity::for_each_arity!(upcall_body);
 ///
 /// A value of `Body` and one of `Fallback` have been given to the crate and exist for ever.
 #[inline(always)]
-unsafe fn enter_conjured<V, Body, Fallback, Arguments, R>(arguments: Arguments, conduct: Conduct) -> R
+unsafe fn enter_conjured<V, Body, Fallback, Arguments, R, E>(arguments: Arguments) -> R
 where
     V: StackScanner,
     Body: sealed::Body<V, Arguments, R>,
     Fallback: Fn() -> R,
+    E: Frontier,
 {
-    // SAFETY: promised by the caller.
-    let (body, fallback) = unsafe { (conjure::<Body>(), conjure::<Fallback>()) };
-    let fallback = || last_resort(fallback);
-    let body = |mutator: &mut Mutator<V>| body.call(mutator, arguments, conduct.policy, fallback);
+    // Body and fallback are conjured where they are called: what the crossing carries is the arguments alone.
+    let fallback = || {
+        // SAFETY: promised by the caller.
+        last_resort(unsafe { conjure::<Fallback>() })
+    };
+    let mut body = Some(move |mutator: &mut Mutator<V>| {
+        // SAFETY: promised by the caller.
+        let body = unsafe { conjure::<Body>() };
+        body.call(mutator, arguments, Body::POLICY, fallback)
+    });
+    let conduct = ConductOf::<V, Body, Arguments, R, E>(PhantomData);
     // SAFETY: null, or this thread's attached record of a world of `V`.
     match unsafe { only::<V>().as_ref() } {
-        Some(record) => cross_in(record, conduct, body, fallback),
-        None => cross_in_somewhere(conduct, body, fallback),
+        Some(record) => cross_in(record, conduct, &mut body, fallback),
+        None => cross_in_somewhere(conduct, &mut body, fallback),
     }
+}
+
+/// What an exception of foreign code does at an upcall, as a type.
+trait Frontier {
+    const EXCEPTIONS: Exceptions;
+}
+
+enum Stopping {}
+enum Passing {}
+
+impl Frontier for Stopping {
+    const EXCEPTIONS: Exceptions = Exceptions::Stop;
+}
+
+impl Frontier for Passing {
+    const EXCEPTIONS: Exceptions = Exceptions::Pass;
+}
+
+/// The conduct of a body at a frontier.
+struct ConductOf<V, Body, Arguments, R, E>(PhantomData<Signature<V, Body, Arguments, R, E>>);
+
+type Signature<V, Body, Arguments, R, E> = (fn(V, Body, E), fn(Arguments) -> R);
+
+impl<V, Body, Arguments, R, E> Clone for ConductOf<V, Body, Arguments, R, E> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<V, Body, Arguments, R, E> Copy for ConductOf<V, Body, Arguments, R, E> {}
+
+impl<V, Body, Arguments, R, E> Conduct for ConductOf<V, Body, Arguments, R, E>
+where
+    V: StackScanner,
+    Body: sealed::Body<V, Arguments, R>,
+    E: Frontier,
+{
+    const POLICY: Option<ErrorPolicy> = Body::POLICY;
+    const EXCEPTIONS: Exceptions = E::EXCEPTIONS;
 }
 
 /// Makes a plain C function pointer of a function item (or of a closure that captures nothing).
@@ -452,21 +497,26 @@ struct ClosureData<V: StackScanner, F, R> {
 }
 
 impl<V: StackScanner, F, R> ClosureData<V, F, R> {
+    fn fallback(&self) -> impl FnOnce() -> R {
+        || {
+            // SAFETY: `R: Copy`, as `UpcallClosure::with_fallback` asks.
+            unsafe { ptr::from_ref(&self.fallback).read() }
+        }
+    }
+
     #[inline(always)]
-    fn enter<Arguments>(&self, arguments: Arguments, exceptions: Exceptions) -> R
+    fn enter<Arguments, E: Frontier>(&self, arguments: Arguments) -> R
     where
         F: sealed::Body<V, Arguments, R>,
     {
-        let fallback = || {
-            // SAFETY: `R: Copy`, as `UpcallClosure::with_fallback` asks.
-            unsafe { ptr::from_ref(&self.fallback).read() }
-        };
-        let body = |mutator: &mut Mutator<V>| self.body.call(mutator, arguments, F::POLICY, fallback);
-        let conduct = Conduct { policy: F::POLICY, exceptions };
+        let mut body = Some(move |mutator: &mut Mutator<V>| {
+            self.body.call(mutator, arguments, F::POLICY, self.fallback())
+        });
+        let conduct = ConductOf::<V, F, Arguments, R, E>(PhantomData);
         // SAFETY: null, or this thread's attached record of this world.
         match unsafe { self.shared.only().as_ref() } {
-            Some(record) => cross_in(record, conduct, body, fallback),
-            None => cross_in_world(&self.shared, conduct, body, fallback),
+            Some(record) => cross_in(record, conduct, &mut body, self.fallback()),
+            None => cross_in_world(&self.shared, conduct, &mut body, self.fallback()),
         }
     }
 }

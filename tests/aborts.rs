@@ -812,7 +812,7 @@ fn without_the_look_for_skipped_upcalls_an_upcall_after_a_jump_aborts() {
     }
     aborts(
         "without_the_look_for_skipped_upcalls_an_upcall_after_a_jump_aborts",
-        &["cannot receive an upcall: it is managed, in an upcall of the foreign call at", file!()],
+        &["cannot receive an upcall: it is managed, in ", file!()],
         || {
             let world = World::new(Unlooking);
             let mut mutator = world.attach().unwrap();
