@@ -50,7 +50,8 @@ trait Leave: Send + Sync {
 impl<V: StackScanner> Leave for Shared<V> {
     fn leave(&self, header: &Header) {
         let base = &raw const header.base;
-        if !header.word.is_published(base) {
+        let jumped = !header.word.is_published(base);
+        if jumped {
             // Foreign code has skipped upcalls and made no crossing since (I5): nothing managed can run on this thread any more. Until the gate lets it out,
             // a stopper finds every root at the base; what they held ends with the mutator.
             // SAFETY: the word of an attached mutator holds a live record.
@@ -61,7 +62,7 @@ impl<V: StackScanner> Leave for Shared<V> {
             drop(unwind::stop(|| self.vm.report(&report)));
         }
         // A thread that exits inside a pause it holds cannot be helped: the world is lost, and leaking the record is the safe way out.
-        let _ = self.detach(header);
+        let _ = self.detach_after(header, jumped);
     }
 }
 
@@ -376,6 +377,15 @@ impl<V: StackScanner> Shared<V> {
     ///
     /// What the mutator is doing that forbids it. Nothing has been changed.
     pub(crate) fn detach(&self, header: &Header) -> Result<(), &'static str> {
+        self.detach_after(header, false)
+    }
+
+    /// [`detach`](Self::detach), where foreign code has `jumped` over calls whose arguments end here: they have been reported.
+    ///
+    /// # Errors
+    ///
+    /// As [`detach`](Self::detach).
+    fn detach_after(&self, header: &Header, jumped: bool) -> Result<(), &'static str> {
         let orphan = header.ownership.get() == Ownership::Orphan;
         let base = &raw const header.base;
         match header.ownership.get() {
@@ -407,7 +417,9 @@ impl<V: StackScanner> Shared<V> {
         let record = unsafe { &*ptr::from_ref(header).cast::<Record<V>>() };
         // A mutator that detaches is in no call, so what it still declares was leaked.
         let (mutator, mut leaked) = (header.id.get(), 0);
-        header.roots.all(|_| leaked += 1);
+        if !jumped {
+            header.roots.all(|_| leaked += 1);
+        }
         header.end();
         self.handles.give_back(&header.free_handles);
         // SAFETY: as above.
