@@ -20,7 +20,7 @@ use crate::anchor::Anchor;
 use crate::arch;
 use crate::control::{MachineState, Saved};
 use crate::root_stack::{Entry, EntryKind, RootMark, RootStack, word_of};
-use crate::sync::Cell;
+use crate::sync::{Cell, SiteCell};
 use crate::unwind::Payload;
 use crate::vm::{Capture, ErrorPolicy, FrameKind, Vm};
 use bumpalo::Bump;
@@ -38,7 +38,7 @@ pub(crate) struct ForeignFrame {
     /// The machine stack pointer at the crossing; with [`Capture::Anchor`] 0 where `anchor.sp` is it. See [`ForeignFrame::native_sp`].
     pub(crate) machine_sp: Cell<usize>,
     /// The source line of the crossing.
-    pub(crate) site: Cell<Option<&'static Location<'static>>>,
+    pub(crate) site: SiteCell,
     /// The machine stack pointer at which this activation was entered.
     pub(crate) entry_sp: core::cell::Cell<usize>,
     /// The top of the root stack when this activation was entered: what lies above belongs to it or to a newer one.
@@ -132,7 +132,7 @@ impl ForeignFrame {
         Self {
             anchor: AnchorCell::new(),
             machine_sp: Cell::new(0),
-            site: Cell::new(None),
+            site: SiteCell::default(),
             entry_sp: core::cell::Cell::new(0),
             roots_base: Cell::new(ptr::null_mut()),
             after: Cell::new(0),

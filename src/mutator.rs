@@ -15,6 +15,7 @@ use core::marker::PhantomData;
 use core::ops::Range;
 use core::panic::Location;
 use core::ptr::{self, NonNull};
+use std::sync::Arc;
 
 /// An attached thread, managed: it may touch the heap, and must poll.
 ///
@@ -169,8 +170,33 @@ impl<V: StackScanner> Mutator<V> {
 
     #[cold]
     #[inline(never)]
-    fn poll_slow(&self, anchor: Option<Anchor>, site: &'static Location<'static>) {
-        at_safepoint::<V, ()>(self.header(), self.frame(), Event::Poll, anchor, site, || ());
+    fn poll_slow(&mut self, anchor: Option<Anchor>, site: &'static Location<'static>) {
+        if self.header().word.is_stopping() {
+            at_safepoint::<V, ()>(self.header(), self.frame(), Event::Poll, anchor, site, || ());
+        }
+        if self.header().word.take_wake() {
+            self.do_posted();
+        }
+    }
+
+    /// Does what other threads have posted.
+    fn do_posted(&mut self) {
+        let Some(mailbox) = self.header().mailbox.borrow().clone() else { return };
+        mailbox.take(|(work, data)| {
+            // SAFETY: `Poster::<V>::post` made it of such a function, and this mailbox is of a mutator of `V`.
+            let work = unsafe { core::mem::transmute::<*const (), fn(&mut Self, usize)>(work) };
+            work(self, data);
+        });
+    }
+
+    /// The world, kept alive.
+    pub(crate) fn world(&self) -> Arc<Shared<V>> {
+        let shared = core::ptr::from_ref(self.shared());
+        // SAFETY: a `Shared` is only ever made in an `Arc`, and this mutator's attachment holds it.
+        unsafe {
+            Arc::increment_strong_count(shared);
+            Arc::from_raw(shared)
+        }
     }
 
     /// Stops the world, runs `f` with the proof, and resumes the world. The usual way to collect from an allocation that finds the heap

@@ -35,6 +35,24 @@ pub(crate) struct Shared<V: Vm> {
     pub(crate) stack_reserve: usize,
 }
 
+/// Which mutators are stopped.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Those {
+    /// All: a pause.
+    All,
+    /// The one with this number, if it is attached: a handshake.
+    One(u64),
+}
+
+impl Those {
+    fn has(self, header: &Header) -> bool {
+        match self {
+            Self::All => true,
+            Self::One(id) => header.id.get() == id,
+        }
+    }
+}
+
 impl<V: Vm> Drop for Shared<V> {
     fn drop(&mut self) {
         for header in self.coordinator.drain_idle() {
@@ -60,19 +78,28 @@ impl<V: StackScanner> Shared<V> {
     ///
     /// The calling thread holds a pause already.
     pub(crate) fn stop(&self) -> Result<StoppedWorld<'_, V>, PauseHeldHere> {
+        self.stop_those(Those::All)
+    }
+
+    /// Stops `those`, with the set of mutators standing still. No other pause or handshake is in force meanwhile.
+    ///
+    /// # Errors
+    ///
+    /// The calling thread holds a pause already.
+    pub(crate) fn stop_those(&self, those: Those) -> Result<StoppedWorld<'_, V>, PauseHeldHere> {
         let coordinator = &self.coordinator;
         let mut registry = coordinator.wait_for_resume(coordinator.lock())?;
         registry.holder = Some(thread_token());
         // The gate is shut: the list is ours until `resume` gives it back.
         let mutators = core::mem::take(&mut registry.attached);
-        let stopped = StoppedWorld { shared: self, mutators, _thread: PhantomData };
+        let stopped = StoppedWorld { shared: self, mutators, those, _thread: PhantomData };
         self.pins.freeze();
-        for header in stopped.headers() {
+        for header in stopped.headers().filter(|header| those.has(header)) {
             header.word.ask(STOP);
         }
         drop(registry);
         coordinator.fence().heavy();
-        for header in stopped.headers() {
+        for header in stopped.headers().filter(|header| those.has(header)) {
             header.stopped.set(coordinator.await_published(header, V::FAULTS));
         }
         Ok(stopped)
@@ -112,6 +139,7 @@ impl Coordinator {
 pub struct StoppedWorld<'p, V: StackScanner> {
     shared: &'p Shared<V>,
     mutators: Vec<*const Header>,
+    those: Those,
     /// The thread that stopped the world resumes it: it is the one a poll in the pause is refused on.
     _thread: PhantomData<*mut ()>,
 }
@@ -130,9 +158,9 @@ impl<'p, V: StackScanner> StoppedWorld<'p, V> {
 
     /// The stopped mutators.
     pub fn mutators(&self) -> impl Iterator<Item = StoppedMutator<'_, V>> {
-        self.mutators.iter().map(|&header| StoppedMutator {
+        self.headers().filter(|header| self.those.has(header)).map(|header| StoppedMutator {
             // SAFETY: every header of this world heads a `MutatorRecord<V::Local>` that lives as long as the world.
-            record: unsafe { &*header.cast::<MutatorRecord<V::Local>>() },
+            record: unsafe { &*core::ptr::from_ref(header).cast::<MutatorRecord<V::Local>>() },
             vm: &self.shared.vm,
         })
     }
@@ -154,7 +182,7 @@ impl<V: StackScanner> Drop for StoppedWorld<'_, V> {
         let coordinator = &self.shared.coordinator;
         self.shared.pins.thaw();
         let mut registry = coordinator.lock();
-        for header in self.headers() {
+        for header in self.headers().filter(|header| self.those.has(header)) {
             header.word.clear(STOP, V::FAULTS);
         }
         let late = core::mem::replace(&mut registry.attached, core::mem::take(&mut self.mutators));

@@ -8,10 +8,12 @@
 //! - `word`: see [`CrossingWord`](crate::state::CrossingWord).
 //! - `roots`, the records, `stacks`, `local`: its own thread while managed; the stopper while the mutator is published in a pause (I4).
 //! - A record's link `newer`: its own thread, also while foreign, on the way into an upcall; stoppers follow `older` only.
+//! - `interrupts`: its lock. `mailbox`: its own thread.
 //! - `stopped`: the stopper, during its pause.
 //! - `index`: whoever holds the registry's lock. `next_on_thread`, `ownership`: its own thread.
 
 use crate::activation::ForeignFrame;
+use crate::mailbox::Mailbox;
 use crate::root_stack::RootStack;
 use crate::state::{CrossingWord, State};
 use crate::sync::{Cell, FenceStrategy};
@@ -20,6 +22,7 @@ use core::any::TypeId;
 use core::cell::{RefCell, UnsafeCell};
 use core::ops::Range;
 use core::ptr;
+use std::sync::Arc;
 
 /// Who ends an attachment.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -53,6 +56,10 @@ pub(crate) struct Header {
     pub(crate) id: Cell<u64>,
     pub(crate) index: Cell<usize>,
     pub(crate) stacks: RefCell<Vec<Range<usize>>>,
+    /// How to make foreign calls in progress return, oldest first, with the depth of each.
+    pub(crate) interrupts: std::sync::Mutex<Vec<(u32, Interrupt)>>,
+    /// What other threads have posted; made when it is asked for.
+    pub(crate) mailbox: RefCell<Option<Arc<Mailbox>>>,
     /// The thread's own stack: lowest address and base, both 0 where it is not known.
     native_stack: Cell<(usize, usize)>,
 }
@@ -71,6 +78,8 @@ impl Header {
             id: Cell::new(0),
             index: Cell::new(usize::MAX),
             stacks: RefCell::new(Vec::new()),
+            interrupts: std::sync::Mutex::new(Vec::new()),
+            mailbox: RefCell::new(None),
             stack_limit: Cell::new(0),
             native_stack: Cell::new((0, 0)),
         }
@@ -123,8 +132,41 @@ impl Header {
         // SAFETY: the mutator is detached: no record of it is published or used.
         unsafe { self.base.free_newer() };
         self.stacks.borrow_mut().clear();
+        self.end_interrupts(0);
+        if let Some(mailbox) = self.mailbox.take() {
+            mailbox.close();
+        }
         self.ownership.set(Ownership::Nobody);
         self.next_on_thread.set(ptr::null());
+    }
+}
+
+/// What makes a foreign call return early: borrowed by the call, and taken out of the list before the borrow ends.
+#[derive(Clone, Copy)]
+pub(crate) struct Interrupt(pub(crate) *const (dyn Fn() + Sync));
+
+// SAFETY: it points to something `Sync`, which lives while the list has it.
+unsafe impl Send for Interrupt {}
+
+impl Header {
+    /// Adds the interrupt of a call at `depth`.
+    pub(crate) fn begin_interrupt(&self, depth: u32, interrupt: Interrupt) {
+        self.interrupts.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push((depth, interrupt));
+    }
+
+    /// Takes out the interrupts of calls at `depth` and newer. When it returns, none of them is running.
+    pub(crate) fn end_interrupts(&self, depth: u32) {
+        let mut interrupts = self.interrupts.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        interrupts.retain(|(at, _)| *at < depth);
+    }
+
+    /// Calls the interrupt of the newest call that has one. Says whether there is one.
+    pub(crate) fn interrupt(&self) -> bool {
+        let interrupts = self.interrupts.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let Some((_, Interrupt(interrupt))) = interrupts.last() else { return false };
+        // SAFETY: the call it was borrowed for is in progress: it takes the entry out, under this lock, before it ends.
+        unsafe { (**interrupt)() };
+        true
     }
 }
 

@@ -105,6 +105,28 @@ impl Coordinator {
         Ok(registry)
     }
 
+    /// Waits until nobody wants `header`'s mutator to stop, with the lock held again.
+    ///
+    /// # Errors
+    ///
+    /// The calling thread holds the pause.
+    pub(crate) fn wait_until_released<'g>(
+        &'g self,
+        header: &Header,
+        mut registry: MutexGuard<'g, Registry>,
+    ) -> Result<MutexGuard<'g, Registry>, PauseHeldHere> {
+        while header.word.is_stopping() {
+            if registry.holder == Some(thread_token()) {
+                return Err(PauseHeldHere);
+            }
+            if registry.unsettled > 0 {
+                self.settled.notify_all();
+            }
+            registry = wait(&self.resumed, registry);
+        }
+        Ok(registry)
+    }
+
     /// Takes a record to use again, if there is one.
     pub(crate) fn take_idle(&self) -> Option<*const Header> {
         self.lock().idle.pop()
@@ -166,6 +188,17 @@ impl Coordinator {
 
     pub(crate) fn is_closed(&self) -> bool {
         self.lock().closed
+    }
+
+    /// The numbers of the attached mutators.
+    ///
+    /// # Errors
+    ///
+    /// The calling thread holds a pause.
+    pub(crate) fn ids(&self) -> Result<Vec<u64>, PauseHeldHere> {
+        let registry = self.wait_for_resume(self.lock())?;
+        // SAFETY: attached records are live; the lock is held, under which `id` is written.
+        Ok(registry.attached.iter().map(|&header| unsafe { (*header).id.get() }).collect())
     }
 
     /// Returns how many mutators are attached.

@@ -28,7 +28,7 @@ impl Coordinator {
         Errno::keep(|| {
             loop {
                 header.word.publish(frame, faults);
-                drop(self.wait_for_resume(self.lock())?);
+                drop(self.wait_until_released(header, self.lock())?);
                 if header.word.retract(running, faults) {
                     return Ok(());
                 }

@@ -90,8 +90,11 @@ pub(crate) struct CrossingWord<F> {
     poll: AtomicU32,
 }
 
-/// A pause wants the mutator to stop.
+/// A pause or a handshake wants the mutator to stop.
 pub(crate) const STOP: u32 = 1;
+
+/// Something waits for the mutator's next poll; a transition need not stop for it.
+pub(crate) const WAKE: u32 = 2;
 
 /// Set for ever in a world with symmetric fences: "the word was read without a fence; fence and read again". One test of the word so serves
 /// both strategies, and the asymmetric one pays for no other.
@@ -146,7 +149,19 @@ impl<F> CrossingWord<F> {
         if self.poll.load(Ordering::Relaxed) & FENCE_FIRST != 0 && !faults.has(Faults::NO_LIGHT_FENCE) {
             light_fence();
         }
-        self.is_clear()
+        !self.is_stopping()
+    }
+
+    /// Says whether the mutator must stop. Pairs with [`clear`](Self::clear).
+    #[inline(always)]
+    pub(crate) fn is_stopping(&self) -> bool {
+        self.poll.load(Ordering::Acquire) & STOP != 0
+    }
+
+    /// Takes the bits that ask for something at the next poll. For its own thread. Pairs with [`ask`](Self::ask).
+    pub(crate) fn take_wake(&self) -> bool {
+        self.poll.load(Ordering::Relaxed) & WAKE != 0
+            && self.poll.fetch_and(!WAKE, Ordering::Acquire) & WAKE != 0
     }
 
     /// The word as its own thread last wrote it; no other writes it.
@@ -206,6 +221,11 @@ impl<F> CrossingWord<F> {
     /// Asks the mutator to do what `bits` say. Ordered against the mutator's state by the stopper's heavy fence, which follows.
     pub(crate) fn ask(&self, bits: u32) {
         self.poll.fetch_or(bits, Ordering::Relaxed);
+    }
+
+    /// Asks its thread to look at its mailbox at the next poll. Publishes what was posted; pairs with [`take_wake`](Self::take_wake).
+    pub(crate) fn wake(&self) {
+        self.poll.fetch_or(WAKE, Ordering::Release);
     }
 
     /// Takes `bits` back, publishing what the collector did. Pairs with [`is_clear`](Self::is_clear).

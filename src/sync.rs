@@ -14,7 +14,7 @@
 #[cfg(not(loom))]
 mod primitive {
     pub(crate) use core::cell::Cell;
-    pub(crate) use core::sync::atomic::{AtomicPtr, AtomicU32};
+    pub(crate) use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicUsize};
     pub(crate) use std::sync::{Condvar, Mutex, MutexGuard};
 
     /// Reads an atomic that no other thread writes, as plain memory.
@@ -41,7 +41,7 @@ mod primitive {
 #[cfg(loom)]
 mod primitive {
     pub(crate) use loom::cell::Cell;
-    pub(crate) use loom::sync::atomic::{AtomicPtr, AtomicU32};
+    pub(crate) use loom::sync::atomic::{AtomicPtr, AtomicU32, AtomicUsize};
     pub(crate) use loom::sync::{Condvar, Mutex, MutexGuard};
 
     /// Reads an atomic that no other thread writes; loom checks that none does.
@@ -84,7 +84,28 @@ macro_rules! thread_local_lazy {
 }
 pub(crate) use thread_local_lazy;
 
+use core::panic::Location;
 use core::sync::atomic::Ordering;
+
+/// A source line that its own thread writes and any thread may read. No protocol hangs on it, so loom does not see it.
+#[derive(Debug, Default)]
+pub(crate) struct SiteCell(core::sync::atomic::AtomicPtr<Location<'static>>);
+
+impl SiteCell {
+    /// Writes it: a plain store on every machine here.
+    #[inline(always)]
+    pub(crate) fn set(&self, site: Option<&'static Location<'static>>) {
+        let site = site.map_or(core::ptr::null_mut(), |site| core::ptr::from_ref(site).cast_mut());
+        // Pairs with `get`, which may see the line of an older crossing.
+        self.0.store(site, Ordering::Relaxed);
+    }
+
+    /// Reads it.
+    pub(crate) fn get(&self) -> Option<&'static Location<'static>> {
+        // SAFETY: null, or made of a `&'static` by `set`; what it points to never changes.
+        unsafe { self.0.load(Ordering::Relaxed).as_ref() }
+    }
+}
 
 /// Locks, whether or not an earlier holder panicked: every critical section of this crate leaves its data whole at each point where
 /// it can unwind, so poisoning carries no news.

@@ -3,7 +3,7 @@
 use crate::arch;
 use crate::home::set_home;
 use crate::mutator::{Mutator, MutatorParts};
-use crate::pause::{Shared, StoppedWorld};
+use crate::pause::{Shared, StoppedMutator, StoppedWorld};
 use crate::pin::{PinTable, Pinner};
 use crate::record::Ownership;
 use crate::registry::{AttachError, Coordinator};
@@ -120,18 +120,55 @@ impl<V: StackScanner> World<V> {
     #[track_caller]
     pub fn pause<R>(&self, f: impl FnOnce(&StoppedWorld<'_, V>) -> R) -> R {
         let site = Location::caller();
+        self.refuse_if_managed("Mutator::pause", site);
+        match self.shared.stop() {
+            Ok(stopped) => f(&stopped),
+            Err(_) => refuse_wait_in_own_pause("a pause", site),
+        }
+    }
+
+    /// Runs `f` for the mutator numbered `id` while that one is stopped at a safepoint or foreign, and no other. Returns `None` if there is no such mutator. See
+    /// [`Mutator::handshake`], which is for a thread that is managed.
+    ///
+    /// # Panics
+    ///
+    /// If this thread is managed in this world, or holds a pause or a handshake of it already; and with whatever `f` panics with.
+    #[track_caller]
+    pub fn handshake<R>(&self, id: u64, f: impl FnOnce(&StoppedMutator<'_, V>) -> R) -> Option<R> {
+        let site = Location::caller();
+        self.refuse_if_managed("Mutator::handshake", site);
+        let shaken = self.shared.handshake(id, f);
+        shaken.unwrap_or_else(|_| refuse_wait_in_own_pause("a handshake", site))
+    }
+
+    /// [`handshake`](Self::handshake) with every mutator that is attached now, one after the other: none waits for another. Returns the results; a mutator that
+    /// detaches meanwhile has none.
+    ///
+    /// # Panics
+    ///
+    /// As [`handshake`](Self::handshake).
+    #[track_caller]
+    pub fn handshake_each<R>(&self, f: impl FnMut(&StoppedMutator<'_, V>) -> R) -> Vec<R> {
+        let site = Location::caller();
+        self.refuse_if_managed("Mutator::handshake_each", site);
+        let shaken = self.shared.handshake_each(f);
+        shaken.unwrap_or_else(|_| refuse_wait_in_own_pause("a handshake", site))
+    }
+
+    /// Refuses to stop a mutator from a thread that is managed: it would wait for itself.
+    ///
+    /// # Panics
+    ///
+    /// If this thread is managed in this world.
+    fn refuse_if_managed(&self, instead: &str, site: &'static Location<'static>) {
         // SAFETY: null, or this thread's attached record.
         if let Some(record) = unsafe { self.shared.current().as_ref() } {
             assert!(
                 record.header.state() != State::Managed,
                 "reentry: mutator {} cannot be paused at {site} through the world: this thread is managed and would wait for itself; \
-                 use `Mutator::pause`",
+                 use `{instead}`",
                 record.header.id.get()
             );
-        }
-        match self.shared.stop() {
-            Ok(stopped) => f(&stopped),
-            Err(_) => refuse_wait_in_own_pause("a pause", site),
         }
     }
 

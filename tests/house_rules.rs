@@ -18,6 +18,7 @@ const FLOORS: &[&[&str]] = &[
     &["control"],
     &["root_stack"],
     &["activation"],
+    &["mailbox"],
     &["record"],
     &["pin"],
     // Coordination.
@@ -28,6 +29,8 @@ const FLOORS: &[&[&str]] = &[
     // The boundary.
     &["transition"],
     &["mutator"],
+    &["handshake"],
+    &["post"],
     &["root"],
     &["foreign_call"],
     &["leaf"],
