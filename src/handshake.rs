@@ -20,9 +20,10 @@ impl<V: StackScanner> Shared<V> {
     pub(crate) fn handshake<R>(
         &self,
         id: u64,
+        site: &'static Location<'static>,
         f: impl FnOnce(&StoppedMutator<'_, V>) -> R,
     ) -> Result<Option<R>, PauseHeldHere> {
-        let stopped = self.stop_those(Those::One(id))?;
+        let stopped = self.stop_those(Those::One(id), site)?;
         let mutator = stopped.mutators().next();
         Ok(mutator.map(|mutator| f(&mutator)))
     }
@@ -34,11 +35,12 @@ impl<V: StackScanner> Shared<V> {
     /// The calling thread holds a pause or a handshake already.
     pub(crate) fn handshake_each<R>(
         &self,
+        site: &'static Location<'static>,
         mut f: impl FnMut(&StoppedMutator<'_, V>) -> R,
     ) -> Result<Vec<R>, PauseHeldHere> {
         let mut results = Vec::new();
         for id in self.coordinator.ids()? {
-            results.extend(self.handshake(id, &mut f)?);
+            results.extend(self.handshake(id, site, &mut f)?);
         }
         Ok(results)
     }
@@ -72,7 +74,7 @@ impl<V: StackScanner> Mutator<V> {
     pub fn handshake<R>(&mut self, id: u64, f: impl FnOnce(&StoppedMutator<'_, V>) -> R) -> Option<R> {
         let site = Location::caller();
         at_safepoint::<V, _>(self.header(), self.frame(), Event::Pause, None, site, || {
-            let shaken = self.shared().handshake(id, f);
+            let shaken = self.shared().handshake(id, site, f);
             shaken.unwrap_or_else(|PauseHeldHere| refuse_wait_in_own_pause("a handshake", site))
         })
     }
@@ -87,7 +89,7 @@ impl<V: StackScanner> Mutator<V> {
     pub fn handshake_each<R>(&mut self, f: impl FnMut(&StoppedMutator<'_, V>) -> R) -> Vec<R> {
         let site = Location::caller();
         at_safepoint::<V, _>(self.header(), self.frame(), Event::Pause, None, site, || {
-            let shaken = self.shared().handshake_each(f);
+            let shaken = self.shared().handshake_each(site, f);
             shaken.unwrap_or_else(|PauseHeldHere| refuse_wait_in_own_pause("a handshake", site))
         })
     }

@@ -26,10 +26,12 @@ mod safepoint;
 mod state;
 mod sync;
 mod thread;
+mod timing;
 mod transition;
 mod unwind;
 mod upcall;
 mod vm;
+mod watch;
 mod world;
 
 pub mod layout;
@@ -42,7 +44,7 @@ pub use control::MachineState;
 pub use errno::Errno;
 pub use foreign_call::{Foreign, ForeignCall, ForeignFunction, InteriorNul, NullFunction};
 pub use mailbox::PostError;
-pub use mutator::{HandOverError, Mutator};
+pub use mutator::{HandOverError, Mutator, NotedLock};
 pub use pause::{Activation, Activations, Declared, StoppedMutator, StoppedWorld};
 pub use pin::Pinner;
 pub use post::Poster;
@@ -50,12 +52,13 @@ pub use registry::AttachError;
 pub use root::{Argument, Pinned, Root};
 pub use state::State;
 pub use sync::FenceStrategy;
+pub use timing::{Histogram, Timings};
 pub use unwind::Thrown;
 pub use upcall::{
     Aborting, FallbackOnly, Throwing, UpcallBody, UpcallClosure, upcall_fn, upcall_fn_or, upcall_fn_unwind,
 };
 pub use vm::{
-    ArgumentError, ArgumentPlan, Capture, Crossing, ErrorPolicy, FrameKind, Report, RootVisitor, Segment,
-    Slot, StackScanner, UpcallError, UpcallRefused, Vm,
+    ArgumentError, ArgumentPlan, Capture, Crossing, ErrorPolicy, FrameKind, PauseWait, Report, RootVisitor,
+    Segment, Slot, StackScanner, Straggler, UpcallError, UpcallRefused, Vm,
 };
-pub use world::{Attachment, DetachError, World, WorldBuilder};
+pub use world::{Attachment, DetachError, InterruptError, World, WorldBuilder};

@@ -4,7 +4,7 @@ use crate::activation::{ForeignFrame, RelocationError, StackEnd};
 use crate::anchor::Anchor;
 use crate::pause::{Shared, StoppedWorld};
 use crate::pin::Pinner;
-use crate::record::Header;
+use crate::record::{Header, NotedLocks};
 use crate::root_stack::EntryKind;
 use crate::state::Event;
 use crate::thread::Record;
@@ -182,11 +182,17 @@ impl<V: StackScanner> Mutator<V> {
     /// Does what other threads have posted.
     fn do_posted(&mut self) {
         let Some(mailbox) = self.header().mailbox.borrow().clone() else { return };
+        // What is left if one panics is done at the next poll.
+        let again = scopeguard::guard(NonNull::from(self.header()), |header| {
+            // SAFETY: this mutator's own header.
+            unsafe { header.as_ref() }.word.wake();
+        });
         mailbox.take(|(work, data)| {
             // SAFETY: `Poster::<V>::post` made it of such a function, and this mailbox is of a mutator of `V`.
             let work = unsafe { core::mem::transmute::<*const (), fn(&mut Self, usize)>(work) };
             work(self, data);
         });
+        scopeguard::ScopeGuard::into_inner(again);
     }
 
     /// The world, kept alive.
@@ -242,11 +248,20 @@ impl<V: StackScanner> Mutator<V> {
         f: impl FnOnce(&StoppedWorld<'_, V>) -> R,
     ) -> R {
         at_safepoint::<V, R>(self.header(), self.frame(), Event::Pause, anchor, site, || {
-            match self.shared().stop() {
+            match self.shared().stop(site) {
                 Ok(stopped) => f(&stopped),
                 Err(_) => refuse_wait_in_own_pause("a pause", site),
             }
         })
+    }
+
+    /// Notes that this thread holds the VM's lock `name`, until the returned value is dropped: for the reports of who waits for whom
+    /// ([`WorldBuilder::report_after`](crate::WorldBuilder::report_after)). It locks nothing.
+    #[track_caller]
+    pub fn note_lock(&mut self, name: &'static str) -> NotedLock {
+        let (locks, site) = (Arc::clone(&self.header().locks), Location::caller());
+        locks.add(name, site);
+        NotedLock { locks, name, site }
     }
 
     /// Tells the crate that `range` (addresses) is a managed stack of this mutator, which may move later.
@@ -368,6 +383,26 @@ impl<V: StackScanner> fmt::Debug for Mutator<V> {
             .field("state", &self.header().state())
             .field("depth", &self.depth())
             .finish()
+    }
+}
+
+/// The note that a thread holds one of the VM's locks. Made by [`Mutator::note_lock`].
+#[must_use = "dropping it says that the lock has been released"]
+pub struct NotedLock {
+    locks: Arc<NotedLocks>,
+    name: &'static str,
+    site: &'static Location<'static>,
+}
+
+impl Drop for NotedLock {
+    fn drop(&mut self) {
+        self.locks.remove(self.name, self.site);
+    }
+}
+
+impl fmt::Debug for NotedLock {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "NotedLock({:?} at {})", self.name, self.site)
     }
 }
 

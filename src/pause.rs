@@ -15,6 +15,7 @@ use crate::registry::{Coordinator, PauseHeldHere};
 use crate::root_stack::{Entry, EntryKind};
 use crate::state::STOP;
 use crate::sync::{relax, thread_token};
+use crate::timing::Sites;
 use crate::vm::{ArgumentPlan, FrameKind, RootVisitor, Segment, Slot, StackScanner, Vm};
 use crate::{RelocationError, StackEnd};
 use core::fmt;
@@ -23,6 +24,7 @@ use core::ops::Range;
 use core::panic::Location;
 use core::ptr::NonNull;
 use std::sync::Arc;
+use std::time::Instant;
 
 /// What the mutators, stoppers and handles of one world share.
 #[repr(C)]
@@ -33,6 +35,10 @@ pub(crate) struct Shared<V: Vm> {
     pub(crate) pins: Arc<PinTable<V::Ref>>,
     /// The bytes of native stack an upcall must find.
     pub(crate) stack_reserve: usize,
+    /// How long foreign calls took, by call site.
+    pub(crate) in_foreign: Sites,
+    /// How long mutators took to stop, by the site where they did.
+    pub(crate) to_stop: Sites,
 }
 
 /// Which mutators are stopped.
@@ -77,8 +83,11 @@ impl<V: StackScanner> Shared<V> {
     /// # Errors
     ///
     /// The calling thread holds a pause already.
-    pub(crate) fn stop(&self) -> Result<StoppedWorld<'_, V>, PauseHeldHere> {
-        self.stop_those(Those::All)
+    pub(crate) fn stop(
+        &self,
+        site: &'static Location<'static>,
+    ) -> Result<StoppedWorld<'_, V>, PauseHeldHere> {
+        self.stop_those(Those::All, site)
     }
 
     /// Stops `those`, with the set of mutators standing still. No other pause or handshake is in force meanwhile.
@@ -86,10 +95,15 @@ impl<V: StackScanner> Shared<V> {
     /// # Errors
     ///
     /// The calling thread holds a pause already.
-    pub(crate) fn stop_those(&self, those: Those) -> Result<StoppedWorld<'_, V>, PauseHeldHere> {
+    pub(crate) fn stop_those(
+        &self,
+        those: Those,
+        site: &'static Location<'static>,
+    ) -> Result<StoppedWorld<'_, V>, PauseHeldHere> {
         let coordinator = &self.coordinator;
         let mut registry = coordinator.wait_for_resume(coordinator.lock())?;
         registry.holder = Some(thread_token());
+        registry.site = Some(site);
         // The gate is shut: the list is ours until `resume` gives it back.
         let mutators = core::mem::take(&mut registry.attached);
         let stopped = StoppedWorld { shared: self, mutators, those, _thread: PhantomData };
@@ -99,8 +113,14 @@ impl<V: StackScanner> Shared<V> {
         }
         drop(registry);
         coordinator.fence().heavy();
+        let asked = V::TIMED.then(Instant::now);
         for header in stopped.headers().filter(|header| those.has(header)) {
-            header.stopped.set(coordinator.await_published(header, V::FAULTS));
+            let frame = coordinator.await_published(header, V::FAULTS, || stopped.headers());
+            header.stopped.set(frame);
+            // SAFETY: null only with a fault; else a published record, complete (I1).
+            if let (Some(asked), Some(frame)) = (asked, unsafe { frame.as_ref() }) {
+                self.to_stop.record(frame.site.get().unwrap_or(site), asked.elapsed());
+            }
         }
         Ok(stopped)
     }
@@ -108,8 +128,17 @@ impl<V: StackScanner> Shared<V> {
 
 impl Coordinator {
     /// Waits until `header`'s mutator is published, and returns what it published.
-    fn await_published(&self, header: &Header, faults: Faults) -> *const ForeignFrame {
+    fn await_published<'h, I: Iterator<Item = &'h Header>>(
+        &self,
+        header: &Header,
+        faults: Faults,
+        mutators: impl Fn() -> I,
+    ) -> *const ForeignFrame {
         let mut round = 0;
+        #[cfg(not(loom))]
+        let (mut began, mut unreported) = (None, self.watch);
+        #[cfg(loom)]
+        let _ = mutators;
         loop {
             let frame = header.word.observe();
             if !frame.is_null() || faults.has(Faults::NO_WAIT_FOR_MUTATORS) {
@@ -125,6 +154,12 @@ impl Coordinator {
                     registry = crate::sync::wait_for(&self.settled, registry, nap);
                 }
                 registry.unsettled -= 1;
+                drop(registry);
+                let waited = began.get_or_insert_with(Instant::now).elapsed();
+                if let Some(watch) = unreported.filter(|watch| waited >= watch.after) {
+                    unreported = None;
+                    self.report_straggler(watch, header, waited, mutators());
+                }
             }
             relax(round);
             round = round.saturating_add(1);
@@ -192,6 +227,7 @@ impl<V: StackScanner> Drop for StoppedWorld<'_, V> {
             debug_assert!(late.is_empty(), "the gate is shut during a pause");
         }
         registry.holder = None;
+        registry.site = None;
         drop(registry);
         coordinator.resumed.notify_all();
     }

@@ -21,6 +21,7 @@ use crate::vm::FrameKind;
 use core::any::TypeId;
 use core::cell::{RefCell, UnsafeCell};
 use core::ops::Range;
+use core::panic::Location;
 use core::ptr;
 use std::sync::Arc;
 
@@ -57,7 +58,9 @@ pub(crate) struct Header {
     pub(crate) index: Cell<usize>,
     pub(crate) stacks: RefCell<Vec<Range<usize>>>,
     /// How to make foreign calls in progress return, oldest first, with the depth of each.
-    pub(crate) interrupts: std::sync::Mutex<Vec<(u32, Interrupt)>>,
+    interrupts: std::sync::Mutex<Vec<(u32, Interrupt)>>,
+    /// The locks the VM has noted.
+    pub(crate) locks: Arc<NotedLocks>,
     /// What other threads have posted; made when it is asked for.
     pub(crate) mailbox: RefCell<Option<Arc<Mailbox>>>,
     /// The thread's own stack: lowest address and base, both 0 where it is not known.
@@ -79,6 +82,7 @@ impl Header {
             index: Cell::new(usize::MAX),
             stacks: RefCell::new(Vec::new()),
             interrupts: std::sync::Mutex::new(Vec::new()),
+            locks: Arc::default(),
             mailbox: RefCell::new(None),
             stack_limit: Cell::new(0),
             native_stack: Cell::new((0, 0)),
@@ -141,29 +145,70 @@ impl Header {
     }
 }
 
+/// The locks a VM says its mutator's thread holds, with the places where it said so.
+#[derive(Default)]
+pub(crate) struct NotedLocks(std::sync::Mutex<Vec<(&'static str, &'static Location<'static>)>>);
+
+impl NotedLocks {
+    pub(crate) fn add(&self, name: &'static str, site: &'static Location<'static>) {
+        self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push((name, site));
+    }
+
+    pub(crate) fn remove(&self, name: &'static str, site: &'static Location<'static>) {
+        let mut locks = self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if let Some(index) = locks.iter().rposition(|noted| noted.0 == name && core::ptr::eq(noted.1, site)) {
+            locks.remove(index);
+        }
+    }
+}
+
 /// What makes a foreign call return early: borrowed by the call, and taken out of the list before the borrow ends.
 #[derive(Clone, Copy)]
-pub(crate) struct Interrupt(pub(crate) *const (dyn Fn() + Sync));
+pub(crate) struct Interrupt(*const (dyn Fn() + Sync));
+
+impl Interrupt {
+    /// Forgets how long it is borrowed: the call it is for takes it out of the list in time.
+    pub(crate) fn new<'i>(interrupt: &'i (dyn Fn() + Sync)) -> Self {
+        let interrupt: *const (dyn Fn() + Sync + 'i) = interrupt;
+        // SAFETY: only the bound on the lifetime changes.
+        Self(unsafe {
+            core::mem::transmute::<*const (dyn Fn() + Sync + 'i), *const (dyn Fn() + Sync)>(interrupt)
+        })
+    }
+}
 
 // SAFETY: it points to something `Sync`, which lives while the list has it.
 unsafe impl Send for Interrupt {}
 
 impl Header {
+    /// The locks the VM has noted.
+    pub(crate) fn noted_locks(&self) -> Vec<(&'static str, &'static Location<'static>)> {
+        self.locks.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone()
+    }
+
     /// Adds the interrupt of a call at `depth`.
     pub(crate) fn begin_interrupt(&self, depth: u32, interrupt: Interrupt) {
-        self.interrupts.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push((depth, interrupt));
+        self.interrupts().0.push((depth, interrupt));
     }
 
     /// Takes out the interrupts of calls at `depth` and newer. When it returns, none of them is running.
     pub(crate) fn end_interrupts(&self, depth: u32) {
-        let mut interrupts = self.interrupts.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        interrupts.retain(|(at, _)| *at < depth);
+        self.interrupts().0.retain(|(at, _)| *at < depth);
     }
 
-    /// Calls the interrupt of the newest call that has one. Says whether there is one.
-    pub(crate) fn interrupt(&self) -> bool {
-        let interrupts = self.interrupts.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let Some((_, Interrupt(interrupt))) = interrupts.last() else { return false };
+    /// The interrupts, locked.
+    pub(crate) fn interrupts(&self) -> Interrupts<'_> {
+        Interrupts(self.interrupts.lock().unwrap_or_else(std::sync::PoisonError::into_inner))
+    }
+}
+
+/// The interrupts of one mutator, locked: no call that has one ends meanwhile.
+pub(crate) struct Interrupts<'h>(std::sync::MutexGuard<'h, Vec<(u32, Interrupt)>>);
+
+impl Interrupts<'_> {
+    /// Calls the newest. Says whether there is one.
+    pub(crate) fn call_newest(&self) -> bool {
+        let Some((_, Interrupt(interrupt))) = self.0.last() else { return false };
         // SAFETY: the call it was borrowed for is in progress: it takes the entry out, under this lock, before it ends.
         unsafe { (**interrupt)() };
         true

@@ -6,6 +6,9 @@
 use crate::faults::Faults;
 use crate::record::Header;
 use crate::sync::{Condvar, FenceStrategy, Mutex, MutexGuard, lock, thread_token, wait};
+use crate::vm::Report;
+use core::panic::Location;
+use core::time::Duration;
 
 /// Why a thread could not be attached.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
@@ -43,10 +46,25 @@ pub(crate) struct Registry {
     next_id: u64,
     /// Stoppers waiting for a mutator to settle.
     pub(crate) unsettled: u32,
+    /// Where the pause or handshake in force was asked for.
+    pub(crate) site: Option<&'static Location<'static>>,
 }
 
 // SAFETY: the headers are shared between threads by design (record.rs says who touches what) and live as long as the registry.
 unsafe impl Send for Registry {}
+
+/// When to report, and to whom.
+#[derive(Clone, Copy)]
+pub(crate) struct Watch {
+    /// How long a wait must last.
+    pub(crate) after: Duration,
+    /// Gives a report to the VM.
+    ///
+    /// # Safety
+    ///
+    /// The coordinator is that of the world the watch was made for.
+    pub(crate) report: unsafe fn(&Coordinator, &Report<'_>),
+}
 
 /// The meeting point of one world's mutators and stoppers.
 pub(crate) struct Coordinator {
@@ -56,10 +74,11 @@ pub(crate) struct Coordinator {
     /// Signalled when a mutator has published a record on a slow path.
     pub(crate) settled: Condvar,
     fence: FenceStrategy,
+    pub(crate) watch: Option<Watch>,
 }
 
 impl Coordinator {
-    pub(crate) fn new(fence: FenceStrategy) -> Self {
+    pub(crate) fn new(fence: FenceStrategy, watch: Option<Watch>) -> Self {
         Self {
             registry: Mutex::new(Registry {
                 holder: None,
@@ -69,10 +88,12 @@ impl Coordinator {
                 idle: Vec::new(),
                 next_id: 1,
                 unsettled: 0,
+                site: None,
             }),
             resumed: Condvar::new(),
             settled: Condvar::new(),
             fence,
+            watch,
         }
     }
 
@@ -115,12 +136,28 @@ impl Coordinator {
         header: &Header,
         mut registry: MutexGuard<'g, Registry>,
     ) -> Result<MutexGuard<'g, Registry>, PauseHeldHere> {
+        #[cfg(not(loom))]
+        let (began, mut unreported) = (std::time::Instant::now(), self.watch);
         while header.word.is_stopping() {
             if registry.holder == Some(thread_token()) {
                 return Err(PauseHeldHere);
             }
             if registry.unsettled > 0 {
                 self.settled.notify_all();
+            }
+            #[cfg(not(loom))]
+            if let Some(watch) = unreported {
+                let waited = began.elapsed();
+                if waited < watch.after {
+                    registry = crate::sync::wait_for(&self.resumed, registry, watch.after - waited);
+                } else {
+                    unreported = None;
+                    let site = registry.site;
+                    drop(registry);
+                    self.report_wait(watch, header, waited, site);
+                    registry = self.lock();
+                }
+                continue;
             }
             registry = wait(&self.resumed, registry);
         }
@@ -199,6 +236,23 @@ impl Coordinator {
         let registry = self.wait_for_resume(self.lock())?;
         // SAFETY: attached records are live; the lock is held, under which `id` is written.
         Ok(registry.attached.iter().map(|&header| unsafe { (*header).id.get() }).collect())
+    }
+
+    /// Calls the interrupt of the newest call that has one, of the mutator numbered `id`. Says whether there was one.
+    ///
+    /// # Errors
+    ///
+    /// The calling thread holds a pause.
+    pub(crate) fn interrupt(&self, id: u64) -> Result<bool, PauseHeldHere> {
+        let registry = self.wait_for_resume(self.lock())?;
+        // SAFETY: attached records are live; the lock is held, under which `id` is written.
+        let header =
+            registry.attached.iter().map(|&header| unsafe { &*header }).find(|header| header.id.get() == id);
+        let Some(header) = header else { return Ok(false) };
+        // Locked before the registry is let go: until then the mutator cannot detach, and after that its calls cannot end.
+        let interrupts = header.interrupts();
+        drop(registry);
+        Ok(interrupts.call_newest())
     }
 
     /// Returns how many mutators are attached.

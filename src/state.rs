@@ -218,6 +218,11 @@ impl<F> CrossingWord<F> {
         if word.addr() & MANAGED == 0 { word } else { ptr::null() }
     }
 
+    /// The record in the word as another thread sees it, managed or not. Pairs with nothing: of the record only what any thread may read is read.
+    pub(crate) fn latest(&self) -> *const F {
+        self.frame.load(Ordering::Acquire).map_addr(|address| address & !MANAGED)
+    }
+
     /// Asks the mutator to do what `bits` say. Ordered against the mutator's state by the stopper's heavy fence, which follows.
     pub(crate) fn ask(&self, bits: u32) {
         self.poll.fetch_or(bits, Ordering::Relaxed);

@@ -14,7 +14,7 @@
 #[cfg(not(loom))]
 mod primitive {
     pub(crate) use core::cell::Cell;
-    pub(crate) use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicUsize};
+    pub(crate) use core::sync::atomic::{AtomicPtr, AtomicU32};
     pub(crate) use std::sync::{Condvar, Mutex, MutexGuard};
 
     /// Reads an atomic that no other thread writes, as plain memory.
@@ -41,7 +41,7 @@ mod primitive {
 #[cfg(loom)]
 mod primitive {
     pub(crate) use loom::cell::Cell;
-    pub(crate) use loom::sync::atomic::{AtomicPtr, AtomicU32, AtomicUsize};
+    pub(crate) use loom::sync::atomic::{AtomicPtr, AtomicU32};
     pub(crate) use loom::sync::{Condvar, Mutex, MutexGuard};
 
     /// Reads an atomic that no other thread writes; loom checks that none does.

@@ -57,6 +57,8 @@ pub(crate) struct Manner {
     pub(crate) given: bool,
     /// The call has [`Terms`](crate::activation::Terms) of its own.
     pub(crate) terms: bool,
+    /// The call has an interrupt.
+    pub(crate) interruptible: bool,
     /// What the hooks are told.
     pub(crate) crossing: Crossing,
 }
@@ -74,6 +76,9 @@ pub(crate) fn cross_out<V: StackScanner, R>(
     let mut back = scopeguard::guard(true, |unwinding| {
         if manner.terms {
             frame.end_terms();
+        }
+        if manner.interruptible {
+            header.end_interrupts(frame.depth);
         }
         come_back(vm, header, frame, manner.crossing);
         frame.forget_given::<V>(manner.given);
@@ -163,6 +168,7 @@ pub(crate) fn repair_slow<V: StackScanner>(vm: &V, header: &Header, frame: &Fore
             ));
         }
     }
+    header.end_interrupts(frame.depth + 1);
     let mut skipped = 0;
     let mut errors = Vec::new();
     // SAFETY: the word of an attached mutator holds a live record of it, and `older` names one.

@@ -17,6 +17,7 @@ use core::marker::PhantomData;
 use core::ops::Range;
 use core::panic::Location;
 use core::ptr::NonNull;
+use core::time::Duration;
 
 /// A language VM: its reference type, its per-mutator data, what it accepts as an argument of a foreign call, its hooks.
 ///
@@ -41,6 +42,10 @@ pub trait Vm: Sized + Send + Sync + 'static {
 
     /// How much of the machine a crossing records when the VM gives no anchor of its own. See [`Capture`].
     const CAPTURE: Capture = Capture::Anchor;
+
+    /// Whether the durations of foreign calls and stops are measured, for [`World::timings`](crate::World::timings). Costs two readings of the clock for each call; nothing
+    /// if `false`, the default.
+    const TIMED: bool = false;
 
     /// Makes the data of a mutator that is being attached. Called on its thread, before it is a mutator: may allocate and block, must not
     /// touch the heap. May panic; then the thread is not attached.
@@ -489,6 +494,100 @@ pub enum Report<'r> {
         /// The foreign call whose foreign code skipped them.
         call_site: Option<&'static Location<'static>>,
     },
+    /// A pause has waited long for a mutator to stop.
+    Straggler(&'r Straggler),
+    /// A thread has waited long for a pause to end.
+    PauseWait(&'r PauseWait),
+}
+
+/// A mutator that does not stop, as a pause that waits for it sees it. See [`WorldBuilder::report_after`](crate::WorldBuilder::report_after).
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Straggler {
+    /// Its number.
+    pub mutator: u64,
+    /// How long the pause has waited for it.
+    pub waited: Duration,
+    /// The last call sites known of it, one for each activation, newest first: of a running activation that of its last crossing, if it made one.
+    pub call_sites: Vec<&'static Location<'static>>,
+    /// The locks it has [noted](crate::Mutator::note_lock), with the place where.
+    pub locks: Vec<(&'static str, &'static Location<'static>)>,
+    /// The mutators that have stopped and hold pins or noted locks: if the straggler waits for one of these, both wait for ever.
+    pub stopped: Vec<PauseWait>,
+}
+
+/// A mutator that waits for a pause to end. See [`WorldBuilder::report_after`](crate::WorldBuilder::report_after).
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct PauseWait {
+    /// Its number.
+    pub mutator: u64,
+    /// How long it has waited; zero where that is not known.
+    pub waited: Duration,
+    /// The foreign call it came back from, or the poll it stopped at.
+    pub call_site: Option<&'static Location<'static>>,
+    /// Which of the two.
+    pub kind: FrameKind,
+    /// How many pins its calls hold.
+    pub pins: usize,
+    /// The locks it has [noted](crate::Mutator::note_lock), with the place where.
+    pub locks: Vec<(&'static str, &'static Location<'static>)>,
+    /// Where the pause was asked for.
+    pub pause_site: Option<&'static Location<'static>>,
+}
+
+impl fmt::Display for Straggler {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "mutator {} has not stopped for {:?}", self.mutator, self.waited)?;
+        match self.call_sites.split_first() {
+            None => f.write_str("; it has made no crossing yet")?,
+            Some((newest, older)) => {
+                write!(f, "; it was last seen at {newest}")?;
+                older
+                    .iter()
+                    .try_for_each(|site| write!(f, ", in an upcall of the foreign call at {site}"))?;
+            }
+        }
+        write_locks(f, &self.locks)?;
+        self.stopped.iter().try_for_each(|held| {
+            write!(f, "; mutator {} has stopped ({}, {})", held.mutator, held.kind, Site(held.call_site))?;
+            write_pins(f, held.pins)?;
+            write_locks(f, &held.locks)
+        })
+    }
+}
+
+impl fmt::Display for PauseWait {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "mutator {} has waited {:?} for the pause asked for at {} to end ({}, {})",
+            self.mutator,
+            self.waited,
+            Site(self.pause_site),
+            self.kind,
+            Site(self.call_site)
+        )?;
+        write_pins(f, self.pins)?;
+        write_locks(f, &self.locks)
+    }
+}
+
+/// # Errors
+///
+/// The formatter's.
+fn write_pins(f: &mut fmt::Formatter<'_>, pins: usize) -> fmt::Result {
+    if pins > 0 { write!(f, ", with {pins} pin(s)") } else { Ok(()) }
+}
+
+/// # Errors
+///
+/// The formatter's.
+fn write_locks(
+    f: &mut fmt::Formatter<'_>,
+    locks: &[(&'static str, &'static Location<'static>)],
+) -> fmt::Result {
+    locks.iter().try_for_each(|(lock, site)| write!(f, ", holding `{lock}` since {site}"))
 }
 
 impl fmt::Display for Report<'_> {
@@ -517,6 +616,8 @@ impl fmt::Display for Report<'_> {
                 "foreign code skipped the frames of {skipped} upcall(s) of the foreign call at {}; what they held has been released",
                 Site(*call_site)
             ),
+            Self::Straggler(straggler) => straggler.fmt(f),
+            Self::PauseWait(wait) => wait.fmt(f),
         }
     }
 }

@@ -6,14 +6,16 @@ use crate::mutator::{Mutator, MutatorParts};
 use crate::pause::{Shared, StoppedMutator, StoppedWorld};
 use crate::pin::{PinTable, Pinner};
 use crate::record::Ownership;
-use crate::registry::{AttachError, Coordinator};
+use crate::registry::{AttachError, Coordinator, Watch};
 use crate::state::State;
 use crate::sync::FenceStrategy;
+use crate::timing::{Sites, Timings};
 use crate::transition::refuse_wait_in_own_pause;
-use crate::vm::StackScanner;
+use crate::vm::{Report, StackScanner};
 use core::fmt;
 use core::ops::{Deref, DerefMut};
 use core::panic::Location;
+use core::time::Duration;
 use std::sync::Arc;
 
 /// One VM instance: its heap, its mutators, its pauses. Cloning it makes another handle to the same world.
@@ -33,7 +35,7 @@ impl<V: StackScanner> World<V> {
     /// Starts building a world with choices of its own.
     #[must_use]
     pub fn builder() -> WorldBuilder {
-        WorldBuilder { fence: FenceStrategy::probe(), stack_reserve: STACK_RESERVE }
+        WorldBuilder { fence: FenceStrategy::probe(), stack_reserve: STACK_RESERVE, report_after: None }
     }
 
     /// A handle that does not keep the world alive.
@@ -121,7 +123,7 @@ impl<V: StackScanner> World<V> {
     pub fn pause<R>(&self, f: impl FnOnce(&StoppedWorld<'_, V>) -> R) -> R {
         let site = Location::caller();
         self.refuse_if_managed("Mutator::pause", site);
-        match self.shared.stop() {
+        match self.shared.stop(site) {
             Ok(stopped) => f(&stopped),
             Err(_) => refuse_wait_in_own_pause("a pause", site),
         }
@@ -137,7 +139,7 @@ impl<V: StackScanner> World<V> {
     pub fn handshake<R>(&self, id: u64, f: impl FnOnce(&StoppedMutator<'_, V>) -> R) -> Option<R> {
         let site = Location::caller();
         self.refuse_if_managed("Mutator::handshake", site);
-        let shaken = self.shared.handshake(id, f);
+        let shaken = self.shared.handshake(id, site, f);
         shaken.unwrap_or_else(|_| refuse_wait_in_own_pause("a handshake", site))
     }
 
@@ -151,7 +153,7 @@ impl<V: StackScanner> World<V> {
     pub fn handshake_each<R>(&self, f: impl FnMut(&StoppedMutator<'_, V>) -> R) -> Vec<R> {
         let site = Location::caller();
         self.refuse_if_managed("Mutator::handshake_each", site);
-        let shaken = self.shared.handshake_each(f);
+        let shaken = self.shared.handshake_each(site, f);
         shaken.unwrap_or_else(|_| refuse_wait_in_own_pause("a handshake", site))
     }
 
@@ -170,6 +172,24 @@ impl<V: StackScanner> World<V> {
                 record.header.id.get()
             );
         }
+    }
+
+    /// How long foreign calls took and mutators took to stop, by call site, since the world was made. Empty unless [`Vm::TIMED`](crate::Vm::TIMED).
+    #[must_use]
+    pub fn timings(&self) -> Timings {
+        Timings { in_foreign: self.shared.in_foreign.read(), to_stop: self.shared.to_stop.read() }
+    }
+
+    /// Makes the foreign call that the mutator numbered `id` is in return early, if it is [interruptible](crate::ForeignCall::interruptible): calls its interrupt, on this thread.
+    /// Says whether there was one. Of nested calls it is the newest that has one.
+    ///
+    /// Waits while a pause is in force.
+    ///
+    /// # Errors
+    ///
+    /// If this thread holds the pause.
+    pub fn interrupt(&self, id: u64) -> Result<bool, InterruptError> {
+        self.shared.coordinator.interrupt(id).map_err(|_| InterruptError)
     }
 
     /// Makes this the world of foreign threads that call an [`upcall_fn`](crate::upcall_fn) of this VM type, in place of
@@ -236,6 +256,7 @@ impl<V: StackScanner> fmt::Debug for World<V> {
 pub struct WorldBuilder {
     fence: FenceStrategy,
     stack_reserve: usize,
+    report_after: Option<Duration>,
 }
 
 /// Enough for an upcall that panics: printing a message with a backtrace takes the most of it.
@@ -269,18 +290,41 @@ impl WorldBuilder {
         self
     }
 
+    /// Has a pause that waits longer than `after` for a mutator reported ([`Report::Straggler`]), and a thread that waits longer than that for a pause to end
+    /// ([`Report::PauseWait`]): once for each wait, on the thread that waits, by [`Vm::report`](crate::Vm::report). Otherwise nothing is reported, and no wait looks at a clock for it.
+    #[must_use]
+    pub fn report_after(mut self, after: Duration) -> Self {
+        self.report_after = Some(after);
+        self
+    }
+
     /// Makes the world.
     #[must_use]
     pub fn build<V: StackScanner>(self, vm: V) -> World<V> {
         World {
             shared: Arc::new(Shared {
-                coordinator: Coordinator::new(self.fence),
+                coordinator: Coordinator::new(
+                    self.fence,
+                    self.report_after.map(|after| Watch { after, report: report::<V> }),
+                ),
                 vm,
                 pins: Arc::new(PinTable::new()),
                 stack_reserve: self.stack_reserve,
+                in_foreign: Sites::default(),
+                to_stop: Sites::default(),
             }),
         }
     }
+}
+
+/// Gives a report to the VM of a coordinator's world.
+///
+/// # Safety
+///
+/// The coordinator is that of a world of `V`.
+unsafe fn report<V: StackScanner>(coordinator: &Coordinator, report: &Report<'_>) {
+    // SAFETY: a `Shared<V>` begins with its coordinator, and a coordinator is never anywhere else.
+    unsafe { &(*core::ptr::from_ref(coordinator).cast::<Shared<V>>()).vm }.report(report);
 }
 
 /// A thread's part in a world: dropping it detaches the thread. It lends the thread's [`Mutator`].
@@ -324,6 +368,11 @@ impl<V: StackScanner> fmt::Debug for Attachment<V> {
         f.debug_tuple("Attachment").field(&self.parts.lend()).finish()
     }
 }
+
+/// An interrupt was asked for by the thread that holds a pause.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("this thread holds a pause of the world; end the pause before interrupting a call")]
+pub struct InterruptError;
 
 /// Why a thread could not be detached.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]

@@ -10,6 +10,7 @@ const FLOORS: &[&[&str]] = &[
     // Facade and what needs nothing.
     &["faults", "arity", "errno", "unwind", "anchor"],
     &["sync"],
+    &["timing"],
     // The traits, and plain data.
     &["vm"],
     &["state"],
@@ -23,6 +24,7 @@ const FLOORS: &[&[&str]] = &[
     &["pin"],
     // Coordination.
     &["registry"],
+    &["watch"],
     &["safepoint"],
     &["pause"],
     &["thread"],
