@@ -29,6 +29,7 @@ use core::mem::MaybeUninit;
 use core::ops::Range;
 use core::panic::Location;
 use core::ptr;
+use core::sync::atomic::{AtomicUsize, Ordering};
 
 /// The record of one activation that is not running.
 #[repr(C, align(64))]
@@ -86,30 +87,44 @@ pub(crate) enum Upcalls {
     Forbidden,
 }
 
-/// An anchor the machine can write in place. Not the facade's cell: its address must be that of three words, also under loom.
+/// An anchor the machine can write in place, and any thread may read word by word. Not the facade's atomics: its address must be that of three words, also under loom.
 #[derive(Debug)]
-#[repr(transparent)]
-pub(crate) struct AnchorCell(core::cell::Cell<Anchor>);
+#[repr(C)]
+pub(crate) struct AnchorCell {
+    pc: AtomicUsize,
+    sp: AtomicUsize,
+    fp: AtomicUsize,
+}
 
 impl AnchorCell {
     fn new() -> Self {
-        Self(core::cell::Cell::new(Anchor::default()))
+        Self { pc: AtomicUsize::new(0), sp: AtomicUsize::new(0), fp: AtomicUsize::new(0) }
     }
 
+    /// Reads it. The word it was published with orders the three (I1), or the mutator's count of changes shows that they do not belong together.
+    #[inline(always)]
     pub(crate) fn get(&self) -> Anchor {
-        self.0.get()
+        Anchor::new(
+            self.pc.load(Ordering::Relaxed),
+            self.sp.load(Ordering::Relaxed),
+            self.fp.load(Ordering::Relaxed),
+        )
     }
 
+    /// Writes it: three plain stores.
     #[inline(always)]
     pub(crate) fn set(&self, anchor: Anchor) {
-        self.0.set(anchor);
+        self.pc.store(anchor.pc, Ordering::Relaxed);
+        self.sp.store(anchor.sp, Ordering::Relaxed);
+        self.fp.store(anchor.fp, Ordering::Relaxed);
     }
 
     /// Writes the machine's registers, as the function this is inlined into has them.
     #[inline(always)]
     pub(crate) fn capture(&self, site: &'static Location<'static>) {
-        // SAFETY: a cell's contents are valid for writes through a shared reference.
-        unsafe { arch::store_anchor(self.0.as_ptr(), site) };
+        let words = core::ptr::from_ref(self).cast_mut().cast::<Anchor>();
+        // SAFETY: three atomic words, laid out as an anchor's: valid for writes through a shared reference, on this thread alone.
+        unsafe { arch::store_anchor(words, site) };
     }
 }
 

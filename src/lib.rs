@@ -10,6 +10,8 @@ mod errno;
 #[doc(hidden)]
 pub mod faults;
 mod foreign_call;
+#[cfg(all(unix, not(loom), not(miri)))]
+mod fork;
 mod handshake;
 mod home;
 mod leaf;
@@ -23,6 +25,7 @@ mod registry;
 mod root;
 mod root_stack;
 mod safepoint;
+mod sample;
 mod state;
 mod sync;
 mod thread;
@@ -43,13 +46,16 @@ pub use anchor::Anchor;
 pub use control::MachineState;
 pub use errno::Errno;
 pub use foreign_call::{Foreign, ForeignCall, ForeignFunction, InteriorNul, NullFunction};
+#[cfg(all(unix, not(loom), not(miri)))]
+pub use fork::Forked;
 pub use mailbox::PostError;
 pub use mutator::{HandOverError, Mutator, NotedLock};
 pub use pause::{Activation, Activations, Declared, StoppedMutator, StoppedWorld};
 pub use pin::Pinner;
 pub use post::Poster;
-pub use registry::AttachError;
+pub use registry::{AttachError, Stragglers};
 pub use root::{Argument, Pinned, Root};
+pub use sample::{Busy, Sample, SampledActivation, sample_thread};
 pub use state::State;
 pub use sync::FenceStrategy;
 pub use timing::{Histogram, Timings};

@@ -48,13 +48,15 @@ pub(crate) enum Those {
     All,
     /// The one with this number, if it is attached: a handshake.
     One(u64),
+    /// The same, if it is stopped or foreign at this moment; otherwise it runs on.
+    Glance(u64),
 }
 
 impl Those {
     fn has(self, header: &Header) -> bool {
         match self {
             Self::All => true,
-            Self::One(id) => header.id.get() == id,
+            Self::One(id) | Self::Glance(id) => header.id.get() == id,
         }
     }
 }
@@ -115,7 +117,10 @@ impl<V: StackScanner> Shared<V> {
         coordinator.fence().heavy();
         let asked = V::TIMED.then(Instant::now);
         for header in stopped.headers().filter(|header| those.has(header)) {
-            let frame = coordinator.await_published(header, V::FAULTS, || stopped.headers());
+            let frame = match those {
+                Those::Glance(_) => header.word.observe(),
+                _ => coordinator.await_published(header, V::FAULTS, || stopped.headers()),
+            };
             header.stopped.set(frame);
             // SAFETY: null only with a fault; else a published record, complete (I1).
             if let (Some(asked), Some(frame)) = (asked, unsafe { frame.as_ref() }) {
@@ -123,6 +128,24 @@ impl<V: StackScanner> Shared<V> {
             }
         }
         Ok(stopped)
+    }
+}
+
+impl<V: StackScanner> Shared<V> {
+    /// Calls `f` with the mutator numbered `id` and what it has published: null if it is running. It stays as it is meanwhile. `None` if there is no such mutator.
+    ///
+    /// # Errors
+    ///
+    /// The calling thread holds a pause or a handshake.
+    pub(crate) fn glance_at<R>(
+        &self,
+        id: u64,
+        site: &'static Location<'static>,
+        f: impl FnOnce(&Header, *const ForeignFrame) -> R,
+    ) -> Result<Option<R>, PauseHeldHere> {
+        let stopped = self.stop_those(Those::Glance(id), site)?;
+        let header = stopped.headers().find(|header| stopped.those.has(header));
+        Ok(header.map(|header| f(header, header.stopped.get())))
     }
 }
 
@@ -198,6 +221,14 @@ impl<'p, V: StackScanner> StoppedWorld<'p, V> {
             record: unsafe { &*core::ptr::from_ref(header).cast::<MutatorRecord<V::Local>>() },
             vm: &self.shared.vm,
         })
+    }
+
+    /// Lets go of every mutator but `own`, in a forked process: their threads are not there. Their records are leaked, since they may be torn.
+    #[cfg(all(unix, not(loom)))]
+    pub(crate) fn forget_others(&mut self, own: &Header) {
+        self.mutators.retain(|&header| core::ptr::eq(header, own));
+        own.index.set(0);
+        self.shared.coordinator.only_one_left();
     }
 
     /// Reports every root of the world: for each mutator, newest activation first, what its guards declared and then what the
@@ -491,7 +522,8 @@ impl Header {
         let moved = if faults.has(Faults::NO_RELOCATION) {
             0
         } else {
-            crate::activation::Relocation { old, new: new.clone(), end }.apply(newest, &self.roots)?
+            let relocation = crate::activation::Relocation { old, new: new.clone(), end };
+            self.changes.during(|| relocation.apply(newest, &self.roots))?
         };
         stacks[index] = new;
         Ok(moved)

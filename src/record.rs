@@ -16,7 +16,7 @@ use crate::activation::ForeignFrame;
 use crate::mailbox::Mailbox;
 use crate::root_stack::RootStack;
 use crate::state::{CrossingWord, State};
-use crate::sync::{Cell, FenceStrategy};
+use crate::sync::{Cell, Changes, FenceStrategy};
 use crate::vm::FrameKind;
 use core::any::TypeId;
 use core::cell::{RefCell, UnsafeCell};
@@ -57,6 +57,8 @@ pub(crate) struct Header {
     pub(crate) id: Cell<u64>,
     pub(crate) index: Cell<usize>,
     pub(crate) stacks: RefCell<Vec<Range<usize>>>,
+    /// Counts changes of older records in place.
+    pub(crate) changes: Changes,
     /// How to make foreign calls in progress return, oldest first, with the depth of each.
     interrupts: std::sync::Mutex<Vec<(u32, Interrupt)>>,
     /// The locks the VM has noted.
@@ -82,6 +84,7 @@ impl Header {
             index: Cell::new(usize::MAX),
             stacks: RefCell::new(Vec::new()),
             interrupts: std::sync::Mutex::new(Vec::new()),
+            changes: Changes::default(),
             locks: Arc::default(),
             mailbox: RefCell::new(None),
             stack_limit: Cell::new(0),
@@ -103,6 +106,11 @@ impl Header {
             FrameKind::Safepoint | FrameKind::Leaving => State::AtSafepoint,
             FrameKind::ForeignCall | FrameKind::ForeignThread => State::Foreign,
         }
+    }
+
+    /// Says whether this is a foreign thread's own mutator, between two upcalls. For any thread, while the registry's lock is held.
+    pub(crate) fn is_idle_foreign_thread(&self) -> bool {
+        ptr::eq(self.word.observe(), &raw const self.base) && self.base.kind.get() == FrameKind::ForeignThread
     }
 
     /// Puts the record in the state of a thread that has just attached. `reserve`: the bytes of stack an upcall must find.

@@ -5,6 +5,7 @@
 
 use crate::faults::Faults;
 use crate::record::Header;
+use crate::state::ENDED;
 use crate::sync::{Condvar, FenceStrategy, Mutex, MutexGuard, lock, thread_token, wait};
 use crate::vm::Report;
 use core::panic::Location;
@@ -32,11 +33,31 @@ pub enum AttachError {
 #[derive(Debug)]
 pub(crate) struct PauseHeldHere;
 
+/// Why a mutator that came back may not go on.
+#[derive(Debug)]
+pub(crate) enum Unreleased {
+    /// Its own thread holds the pause.
+    PauseHeldHere,
+    /// The world has ended, and it is to be told so.
+    Ended,
+}
+
+/// What becomes of a mutator that a shutdown did not wait for, when it comes back from foreign code or polls.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
+pub enum Stragglers {
+    /// Its thread waits for ever: for a process that is about to end.
+    Park,
+    /// It is told once: the foreign call, or the poll, ends with [`UpcallRefused::WorldEnded`](crate::UpcallRefused::WorldEnded). Then it may go on, to clean up and detach.
+    Fail,
+}
+
 /// What the lock protects.
 pub(crate) struct Registry {
     /// The thread that holds the pause in force.
     pub(crate) holder: Option<usize>,
     closed: bool,
+    /// The world has been shut down: what becomes of those that were left.
+    ended: Option<Stragglers>,
     /// The attached mutators; with the stopper while a pause is in force.
     pub(crate) attached: Vec<*const Header>,
     /// How many mutators are attached, wherever the list is.
@@ -73,6 +94,8 @@ pub(crate) struct Coordinator {
     pub(crate) resumed: Condvar,
     /// Signalled when a mutator has published a record on a slow path.
     pub(crate) settled: Condvar,
+    /// Signalled when a mutator has left a world that is being shut down.
+    left: Condvar,
     fence: FenceStrategy,
     pub(crate) watch: Option<Watch>,
 }
@@ -83,6 +106,7 @@ impl Coordinator {
             registry: Mutex::new(Registry {
                 holder: None,
                 closed: false,
+                ended: None,
                 attached: Vec::new(),
                 count: 0,
                 idle: Vec::new(),
@@ -92,6 +116,7 @@ impl Coordinator {
             }),
             resumed: Condvar::new(),
             settled: Condvar::new(),
+            left: Condvar::new(),
             fence,
             watch,
         }
@@ -130,17 +155,20 @@ impl Coordinator {
     ///
     /// # Errors
     ///
-    /// The calling thread holds the pause.
+    /// The calling thread holds the pause, or the world has ended.
     pub(crate) fn wait_until_released<'g>(
         &'g self,
         header: &Header,
         mut registry: MutexGuard<'g, Registry>,
-    ) -> Result<MutexGuard<'g, Registry>, PauseHeldHere> {
+    ) -> Result<MutexGuard<'g, Registry>, Unreleased> {
         #[cfg(not(loom))]
         let (began, mut unreported) = (std::time::Instant::now(), self.watch);
         while header.word.is_stopping() {
             if registry.holder == Some(thread_token()) {
-                return Err(PauseHeldHere);
+                return Err(Unreleased::PauseHeldHere);
+            }
+            if registry.ended == Some(Stragglers::Fail) && header.word.is_ended() {
+                return Err(Unreleased::Ended);
             }
             if registry.unsettled > 0 {
                 self.settled.notify_all();
@@ -210,6 +238,9 @@ impl Coordinator {
         if faults.has(Faults::UNGATED_DETACH) && registry.holder.is_some() {
             return Ok(()); // the list is with the stopper, who will find the record gone
         }
+        if registry.closed {
+            self.left.notify_all();
+        }
         registry.attached.swap_remove(index);
         if let Some(&moved) = registry.attached.get(index) {
             // SAFETY: attached records are live; the lock is held.
@@ -221,6 +252,43 @@ impl Coordinator {
     /// Lets nobody in any more.
     pub(crate) fn close(&self) {
         self.lock().closed = true;
+    }
+
+    /// Waits until each attached mutator is one that `idle` accepts, at most for `timeout`; then ends the world for all that are left. Returns those
+    /// that `idle` does not accept.
+    ///
+    /// # Errors
+    ///
+    /// The calling thread holds a pause.
+    #[cfg(not(loom))]
+    pub(crate) fn end(
+        &self,
+        timeout: Duration,
+        stragglers: Stragglers,
+        idle: impl Fn(&Header) -> bool,
+    ) -> Result<Vec<&Header>, PauseHeldHere> {
+        let began = std::time::Instant::now();
+        let mut registry = self.lock();
+        loop {
+            registry = self.wait_for_resume(registry)?;
+            // SAFETY: attached records are live.
+            let late =
+                registry.attached.iter().map(|&header| unsafe { &*header }).filter(|header| !idle(header));
+            let late: Vec<_> = late.collect();
+            let Some(remaining) = timeout.checked_sub(began.elapsed()).filter(|_| !late.is_empty()) else {
+                registry.ended = Some(stragglers);
+                for &header in &registry.attached {
+                    // SAFETY: as above.
+                    unsafe { &*header }.word.ask(ENDED);
+                }
+                drop(registry);
+                // From here on, who is foreign sees the bit when it comes back.
+                self.fence.heavy();
+                return Ok(late);
+            };
+            // A foreign thread's last upcall ends without a signal, hence the short waits.
+            registry = crate::sync::wait_for(&self.left, registry, remaining.min(Duration::from_millis(5)));
+        }
     }
 
     pub(crate) fn is_closed(&self) -> bool {
@@ -258,6 +326,12 @@ impl Coordinator {
     /// Returns how many mutators are attached.
     pub(crate) fn attached(&self) -> usize {
         self.lock().count
+    }
+
+    /// Counts one mutator, the others having gone with their threads.
+    #[cfg(all(unix, not(loom)))]
+    pub(crate) fn only_one_left(&self) {
+        self.lock().count = 1;
     }
 
     /// Takes every idle record, to free it.

@@ -93,6 +93,9 @@ pub(crate) struct CrossingWord<F> {
 /// A pause or a handshake wants the mutator to stop.
 pub(crate) const STOP: u32 = 1;
 
+/// The world has been shut down, and has not waited for this mutator.
+pub(crate) const ENDED: u32 = 4;
+
 /// Something waits for the mutator's next poll; a transition need not stop for it.
 pub(crate) const WAKE: u32 = 2;
 
@@ -155,7 +158,12 @@ impl<F> CrossingWord<F> {
     /// Says whether the mutator must stop. Pairs with [`clear`](Self::clear).
     #[inline(always)]
     pub(crate) fn is_stopping(&self) -> bool {
-        self.poll.load(Ordering::Acquire) & STOP != 0
+        self.poll.load(Ordering::Acquire) & (STOP | ENDED) != 0
+    }
+
+    /// Says whether the world has ended without this mutator. Pairs with [`ask`](Self::ask); the coordinator's lock orders the rest.
+    pub(crate) fn is_ended(&self) -> bool {
+        self.poll.load(Ordering::Acquire) & ENDED != 0
     }
 
     /// Takes the bits that ask for something at the next poll. For its own thread. Pairs with [`ask`](Self::ask).
@@ -186,6 +194,12 @@ impl<F> CrossingWord<F> {
     #[inline(always)]
     pub(crate) fn record(&self) -> *const F {
         self.own().map_addr(|address| address & !MANAGED)
+    }
+
+    /// The record in the word, and whether the mutator is managed. For its own thread.
+    pub(crate) fn newest(&self) -> (*const F, bool) {
+        let word = self.own();
+        (word.map_addr(|address| address & !MANAGED), word.addr() & MANAGED != 0)
     }
 
     /// Says whether the mutator is managed, in the activation whose record is `running`. For its own thread.

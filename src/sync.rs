@@ -107,6 +107,35 @@ impl SiteCell {
     }
 }
 
+/// Counts changes of something that is read without stopping its writer: odd while one is under way. No protocol hangs on it, so loom does not see it.
+#[derive(Debug, Default)]
+pub(crate) struct Changes(core::sync::atomic::AtomicU32);
+
+impl Changes {
+    /// Runs `change`, with readers told to come again. One change at a time.
+    pub(crate) fn during<R>(&self, change: impl FnOnce() -> R) -> R {
+        // Relaxed, and then a fence: the odd number is visible before anything that `change` writes. Pairs with the fence in `unchanged_since`.
+        self.0.store(self.0.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
+        core::sync::atomic::fence(Ordering::Release);
+        let _even = scopeguard::guard((), |()| {
+            // Pairs with the load in `begin`: who sees the even number sees the change.
+            self.0.store(self.0.load(Ordering::Relaxed).wrapping_add(1), Ordering::Release);
+        });
+        change()
+    }
+
+    /// Begins to read; `None` while a change is under way.
+    pub(crate) fn begin(&self) -> Option<u32> {
+        Some(self.0.load(Ordering::Acquire)).filter(|changes| changes % 2 == 0)
+    }
+
+    /// Says whether what was read since `begin` is of one piece.
+    pub(crate) fn unchanged_since(&self, before: u32) -> bool {
+        core::sync::atomic::fence(Ordering::Acquire);
+        self.0.load(Ordering::Relaxed) == before
+    }
+}
+
 /// Locks, whether or not an earlier holder panicked: every critical section of this crate leaves its data whole at each point where
 /// it can unwind, so poisoning carries no news.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -181,6 +210,13 @@ impl FenceStrategy {
         }
     }
 
+    /// Makes a process that has just been forked able to use what its parent could.
+    #[cfg(unix)]
+    pub(crate) fn after_fork() {
+        #[cfg(not(loom))]
+        membarrier::register_again();
+    }
+
     /// Says whether the mutator's half is a fence of the processor. Under loom it always is: loom has no `membarrier`.
     pub(crate) fn light_is_a_fence(self) -> bool {
         self == Self::Symmetric || cfg!(loom)
@@ -230,6 +266,13 @@ mod membarrier {
         })
     }
 
+    pub(super) fn register_again() {
+        if registered() {
+            // Linux hands the registration on to a forked process, and registering twice does no harm. If it fails, the next barrier says so.
+            let _ = membarrier(MembarrierCommand::RegisterPrivateExpedited);
+        }
+    }
+
     pub(super) fn heavy() {
         if membarrier(MembarrierCommand::PrivateExpedited).is_err() {
             // A filter installed after the probe. Going on would let a mutator run through a pause.
@@ -247,6 +290,9 @@ mod membarrier {
         // Under loom both fences are the same; claiming support lets the models run over either value.
         cfg!(loom)
     }
+
+    #[cfg(all(unix, not(loom)))]
+    pub(super) fn register_again() {}
 
     #[cfg(not(loom))]
     pub(super) fn heavy() {

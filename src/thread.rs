@@ -9,7 +9,7 @@ use crate::pause::Shared;
 use crate::record::{Header, MutatorRecord, Ownership};
 use crate::registry::AttachError;
 use crate::state::{Event, State};
-use crate::sync::{Cell, thread_local_const, thread_local_lazy};
+use crate::sync::{Cell, light_compiler_fence, thread_local_const, thread_local_lazy};
 use crate::vm::{FrameKind, StackScanner};
 use core::any::TypeId;
 use core::cell::{RefCell, UnsafeCell};
@@ -160,21 +160,35 @@ fn find<T>(mut f: impl FnMut(&Header) -> Option<T>) -> Option<T> {
     None
 }
 
+/// Calls `f` for each mutator of this thread, newest first. Async-signal-safe if `f` is.
+///
+/// # Errors
+///
+/// What `f` returns.
+pub(crate) fn each_on_thread<E>(mut f: impl FnMut(&Header) -> Result<(), E>) -> Result<(), E> {
+    find(|header| f(header).err()).map_or(Ok(()), Err)
+}
+
 /// Puts a record on this thread's list.
 fn link(header: &Header) {
-    header.next_on_thread.set(NEWEST.with(|newest| newest.replace(header)));
+    header.next_on_thread.set(NEWEST.with(Cell::get));
+    // A signal handler that reads the list finds it without the record or whole.
+    light_compiler_fence();
+    NEWEST.with(|newest| newest.set(header));
     find_only();
 }
 
 /// Takes a record off this thread's list.
 fn unlink(header: &Header) {
-    let next = header.next_on_thread.replace(ptr::null());
+    let next = header.next_on_thread.get();
     let newer = find(|newer| ptr::eq(newer.next_on_thread.get(), header).then_some(ptr::from_ref(newer)));
     match newer {
         // SAFETY: as in `find`.
         Some(newer) => unsafe { (*newer).next_on_thread.set(next) },
         None => NEWEST.with(|newest| newest.set(next)),
     }
+    light_compiler_fence();
+    header.next_on_thread.set(ptr::null());
     find_only();
 }
 

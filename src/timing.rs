@@ -125,6 +125,12 @@ impl Sites {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).entry(site).or_default().record(duration);
     }
 
+    /// Runs `f` while no other thread counts.
+    pub(crate) fn held<R>(&self, f: impl FnOnce() -> R) -> R {
+        let _held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        f()
+    }
+
     /// What was counted, longest total first.
     pub(crate) fn read(&self) -> Vec<(&'static Location<'static>, Histogram)> {
         let sites = self.0.lock().unwrap_or_else(PoisonError::into_inner);

@@ -437,6 +437,12 @@ pub enum UpcallRefused {
         /// The foreign call.
         call_site: Option<&'static Location<'static>>,
     },
+    /// The world was shut down while the foreign call was in progress, or before the poll. No upcall was refused: this is how the call or the poll ends.
+    #[error("the world was shut down, and did not wait for the foreign call or poll at {}", Site(*call_site))]
+    WorldEnded {
+        /// The foreign call or poll.
+        call_site: Option<&'static Location<'static>>,
+    },
     /// The thread holds a pause of the world.
     #[error(
         "an upcall from the foreign call at {} would wait for a pause that this thread holds itself; end the pause first",

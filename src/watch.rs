@@ -40,6 +40,21 @@ impl Coordinator {
         self.tell(watch, &Report::Straggler(&straggler));
     }
 
+    /// A mutator that a shutdown did not wait for.
+    #[cfg(not(loom))]
+    pub(crate) fn straggler(&self, late: &Header, waited: Duration) -> Straggler {
+        // Its records are not freed while it is attached, nor while the lock is held.
+        let registry = self.lock();
+        let attached = registry.attached.iter().any(|&header| core::ptr::eq(header, late));
+        Straggler {
+            mutator: late.id.get(),
+            waited,
+            call_sites: if attached { call_sites(late) } else { Vec::new() },
+            locks: late.noted_locks(),
+            stopped: Vec::new(),
+        }
+    }
+
     /// The thread of `header`'s mutator has waited `waited` for a pause to end.
     #[cold]
     pub(crate) fn report_wait(
@@ -75,7 +90,7 @@ fn what_it_holds(header: &Header, frame: &ForeignFrame, waited: Option<Duration>
 }
 
 /// The last known call sites of a mutator that may be running, newest first.
-fn call_sites(header: &Header) -> Vec<&'static Location<'static>> {
+pub(crate) fn call_sites(header: &Header) -> Vec<&'static Location<'static>> {
     let mut sites = Vec::new();
     let mut frame = header.word.latest();
     // SAFETY: null, or a record of this mutator: attached, so it is not freed while the gate is shut; site and link may be read by any thread.

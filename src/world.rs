@@ -5,13 +5,13 @@ use crate::home::set_home;
 use crate::mutator::{Mutator, MutatorParts};
 use crate::pause::{Shared, StoppedMutator, StoppedWorld};
 use crate::pin::{PinTable, Pinner};
-use crate::record::Ownership;
-use crate::registry::{AttachError, Coordinator, Watch};
-use crate::state::State;
+use crate::record::{Header, Ownership};
+use crate::registry::{AttachError, Coordinator, Stragglers, Watch};
+use crate::state::{ENDED, State};
 use crate::sync::FenceStrategy;
 use crate::timing::{Sites, Timings};
 use crate::transition::refuse_wait_in_own_pause;
-use crate::vm::{Report, StackScanner};
+use crate::vm::{Report, StackScanner, Straggler};
 use core::fmt;
 use core::ops::{Deref, DerefMut};
 use core::panic::Location;
@@ -226,6 +226,45 @@ impl<V: StackScanner> World<V> {
     /// Shuts the world to new threads: attaching is an error, and a foreign thread's first upcall gets the fallback value. Attached threads go on.
     pub fn shutdown(&self) {
         self.shared.coordinator.close();
+    }
+
+    /// Shuts the world down: lets nobody in any more, asks [interruptible](crate::ForeignCall::interruptible) foreign calls to return, waits at most `timeout` for the mutators of other threads to
+    /// detach, and ends the world for those that have not. Returns who these are; if there are none, nobody but this thread is attached.
+    ///
+    /// After that, an upcall of any of them gets its fallback value and is reported ([`Report::UpcallAfterShutdown`]), for ever; and one that comes back from its foreign call, or
+    /// polls, parks or is told so, as `stragglers` says. Foreign threads between two upcalls are not waited for. The heap stays what it is: nothing of the VM is dropped
+    /// before the last attachment and the last `World` are.
+    ///
+    /// # Panics
+    ///
+    /// If this thread is managed in this world while others are attached (call it through [`ForeignCall::run`](crate::ForeignCall::run), or detach first: they may wait for it), or holds a pause
+    /// of it.
+    #[cfg(not(loom))]
+    #[track_caller]
+    pub fn shutdown_within(&self, timeout: Duration, stragglers: Stragglers) -> Vec<Straggler> {
+        let site = Location::caller();
+        let coordinator = &self.shared.coordinator;
+        coordinator.close();
+        let own = self.shared.current().cast::<Header>();
+        if coordinator.attached() > usize::from(!own.is_null()) {
+            self.refuse_if_managed("ForeignCall::run", site);
+        }
+        let Ok(ids) = coordinator.ids() else { refuse_wait_in_own_pause("a shutdown", site) };
+        for id in ids {
+            // Whether there was something to interrupt makes no difference; that no pause is held here has just been seen.
+            let _ = coordinator.interrupt(id);
+        }
+        let began = std::time::Instant::now();
+        let idle = |header: &Header| core::ptr::eq(header, own) || header.is_idle_foreign_thread();
+        let Ok(late) = coordinator.end(timeout, stragglers, idle) else {
+            refuse_wait_in_own_pause("a shutdown", site)
+        };
+        // This thread knows.
+        // SAFETY: null, or this thread's attached record.
+        if let Some(own) = unsafe { own.as_ref() } {
+            own.word.clear(ENDED, V::FAULTS);
+        }
+        late.into_iter().map(|header| coordinator.straggler(header, began.elapsed())).collect()
     }
 
     /// Says whether the world has been shut down.

@@ -37,8 +37,10 @@ const FLOORS: &[&[&str]] = &[
     &["foreign_call"],
     &["leaf"],
     &["home"],
+    &["fork"],
     // The front.
     &["world"],
+    &["sample"],
     &["upcall"],
     // Tools.
     &["layout"],

@@ -23,7 +23,7 @@ use crate::home::home;
 use crate::mutator::{Mutator, MutatorParts};
 use crate::pause::Shared;
 use crate::record::{Header, Ownership};
-use crate::registry::AttachError;
+use crate::registry::{AttachError, Unreleased};
 use crate::state::{Event, State};
 use crate::thread::{Innermost, Record, innermost, is_mine};
 use crate::transition::{come_in, describe, go_back_out, hook, repair_slow, wait_to_come_in};
@@ -150,10 +150,17 @@ fn cross_in_waiting<V: StackScanner, R>(
     body: impl FnOnce(&mut Mutator<V>) -> R,
     fallback: impl FnOnce() -> R,
 ) -> R {
-    if wait_to_come_in::<V>(&record.header, saved, frame).is_err() {
-        let refused = UpcallRefused::PauseHeldHere { call_site: saved.site.get() };
-        refuse::<V>(record, saved, conduct, refused);
-        return fallback();
+    match wait_to_come_in::<V>(&record.header, saved, frame) {
+        Ok(()) => {}
+        Err(Unreleased::PauseHeldHere) => {
+            let refused = UpcallRefused::PauseHeldHere { call_site: saved.site.get() };
+            refuse::<V>(record, saved, conduct, refused);
+            return fallback();
+        }
+        Err(Unreleased::Ended) => {
+            vm_of::<V>(record).report(&Report::UpcallAfterShutdown);
+            return fallback();
+        }
     }
     managed_part(record, frame, sp, conduct, body, fallback)
 }
