@@ -9,6 +9,7 @@ mod control;
 mod errno;
 #[doc(hidden)]
 pub mod faults;
+mod fiber;
 mod foreign_call;
 #[cfg(all(unix, not(loom), not(miri)))]
 mod fork;
@@ -45,6 +46,7 @@ pub use activation::{RelocationError, StackEnd};
 pub use anchor::Anchor;
 pub use control::MachineState;
 pub use errno::Errno;
+pub use fiber::Fiber;
 pub use foreign_call::{Foreign, ForeignCall, ForeignFunction, InteriorNul, NullFunction};
 #[cfg(all(unix, not(loom), not(miri)))]
 pub use fork::Forked;
@@ -53,7 +55,8 @@ pub use mutator::{HandOverError, Mutator, NotedLock};
 pub use pause::{Activation, Activations, Declared, StoppedMutator, StoppedWorld};
 pub use pin::Pinner;
 pub use post::Poster;
-pub use registry::{AttachError, Stragglers};
+pub use record::FiberError;
+pub use registry::{AttachError, Early, Stragglers};
 pub use root::{Argument, Pinned, Root};
 pub use sample::{Busy, Sample, SampledActivation, sample_thread};
 pub use state::State;

@@ -23,6 +23,7 @@ use core::cell::{RefCell, UnsafeCell};
 use core::ops::Range;
 use core::panic::Location;
 use core::ptr;
+use core::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::Arc;
 
 /// Who ends an attachment.
@@ -36,6 +37,94 @@ pub(crate) enum Ownership {
     Thread,
     /// An attachment that has outlived its thread: it was leaked.
     Orphan,
+    /// A [`Fiber`](crate::Fiber).
+    Fiber,
+}
+
+/// Which thread runs a fiber, and whether it is bound to that thread. Of a mutator that is no fiber's it says nothing.
+pub(crate) struct FiberState {
+    /// The token of the thread that runs it; 0 if none does.
+    running_on: AtomicUsize,
+    /// The token of the thread whose foreign frames are on its stack; 0 if there are none. Written and read by whoever runs it.
+    pinned_to: core::cell::Cell<usize>,
+}
+
+/// Its [`Fiber`](crate::Fiber) has been dropped.
+const DROPPED: usize = usize::MAX;
+
+impl FiberState {
+    fn new() -> Self {
+        Self { running_on: AtomicUsize::new(0), pinned_to: core::cell::Cell::new(0) }
+    }
+
+    /// Begins to run it on the thread named by `token`.
+    ///
+    /// # Errors
+    ///
+    /// It runs already, or is bound to another thread.
+    pub(crate) fn resume(&self, token: usize) -> Result<(), FiberError> {
+        // Acquire pairs with the release in `suspend`: what the thread before did to the mutator's own data is seen.
+        let taken = self.running_on.compare_exchange(0, token, Ordering::Acquire, Ordering::Relaxed);
+        taken.map_err(|_| FiberError::Running)?;
+        if ![0, token].contains(&self.pinned_to.get()) {
+            self.running_on.store(0, Ordering::Release);
+            return Err(FiberError::Pinned);
+        }
+        Ok(())
+    }
+
+    /// Ends to run it.
+    pub(crate) fn suspend(&self, token: usize, pinned: bool) {
+        self.pinned_to.set(if pinned { token } else { 0 });
+        self.running_on.store(0, Ordering::Release);
+    }
+
+    /// Says whether it runs on the thread named by `token`.
+    pub(crate) fn is_running_on(&self, token: usize) -> bool {
+        self.running_on.load(Ordering::Relaxed) == token
+    }
+
+    /// Takes it for good, unless it runs.
+    pub(crate) fn end(&self) -> bool {
+        self.running_on.compare_exchange(0, DROPPED, Ordering::Acquire, Ordering::Relaxed).is_ok()
+    }
+
+    /// Puts it back in the state of a new one.
+    fn reset(&self) {
+        self.pinned_to.set(0);
+        self.running_on.store(0, Ordering::Release);
+    }
+}
+
+/// Why a fiber was not resumed, or not entered. Nothing has been changed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum FiberError {
+    /// It is running: on this thread, below, or on another.
+    #[error(
+        "the fiber is running already, on this thread or another; it can be resumed when it has suspended"
+    )]
+    Running,
+    /// Foreign frames of another thread lie between its activations.
+    #[error(
+        "the fiber has foreign frames of another thread on its stack; resume it on the thread where it suspended"
+    )]
+    Pinned,
+    /// It is another world's.
+    #[error("the fiber belongs to another world")]
+    OtherWorld,
+    /// It has not been resumed on this thread.
+    #[error("the fiber has not been resumed on this thread; run it inside `Mutator::resume`")]
+    NotResumed,
+    /// It has been entered already.
+    #[error("the fiber has been entered already; `Fiber::run` is for its first frame")]
+    Entered,
+    /// The world has been shut down, and did not wait for the fiber.
+    #[error("the world was shut down, and did not wait for the fiber")]
+    WorldEnded,
+    /// The mutator is no fiber's.
+    #[error("this mutator belongs to a thread; only a fiber's can be suspended")]
+    NotAFiber,
 }
 
 /// The part of a record that does not depend on the VM's types. Its opening words are documented layout.
@@ -57,6 +146,8 @@ pub(crate) struct Header {
     pub(crate) id: Cell<u64>,
     pub(crate) index: Cell<usize>,
     pub(crate) stacks: RefCell<Vec<Range<usize>>>,
+    /// Whether this is a fiber's, and who runs it.
+    pub(crate) fiber: FiberState,
     /// Counts changes of older records in place.
     pub(crate) changes: Changes,
     /// How to make foreign calls in progress return, oldest first, with the depth of each.
@@ -84,6 +175,7 @@ impl Header {
             index: Cell::new(usize::MAX),
             stacks: RefCell::new(Vec::new()),
             interrupts: std::sync::Mutex::new(Vec::new()),
+            fiber: FiberState::new(),
             changes: Changes::default(),
             locks: Arc::default(),
             mailbox: RefCell::new(None),
@@ -104,7 +196,10 @@ impl Header {
         // SAFETY: the word of an attached mutator holds a live record.
         match unsafe { frame.as_ref() }.kind.get() {
             FrameKind::Safepoint | FrameKind::Leaving => State::AtSafepoint,
-            FrameKind::ForeignCall | FrameKind::ForeignThread => State::Foreign,
+            FrameKind::ForeignCall
+            | FrameKind::ForeignThread
+            | FrameKind::Resuming
+            | FrameKind::Suspended => State::Foreign,
         }
     }
 
@@ -126,6 +221,16 @@ impl Header {
         self.base.machine_sp.set(0);
         self.base.entry_sp.set(entry_sp);
         self.base.roots_base.set(self.roots.mark());
+    }
+
+    /// Puts the record in the state of a mutator that no thread runs: below its first activation there is nothing managed. Its stack may be any.
+    pub(crate) fn begin_unbound(&self) {
+        self.base.kind.set(FrameKind::ForeignThread);
+        // It made no call: every upcall lies below.
+        self.base.machine_sp.set(usize::MAX);
+        self.stack_limit.set(0);
+        self.native_stack.set((0, 0));
+        self.fiber.reset();
     }
 
     /// Gives back what a mutator held, so that the record can serve another thread.

@@ -3,6 +3,7 @@
 //! One lock orders attaching, detaching, stopping and resuming. It is held for a few instructions each time, never while waiting for a mutator and never on a
 //! crossing. While a pause is in force the gate is shut: attach and detach wait, so the set of mutators does not change within a pause.
 
+use crate::control::SignalsBlocked;
 use crate::faults::Faults;
 use crate::record::Header;
 use crate::state::ENDED;
@@ -24,6 +25,9 @@ pub enum AttachError {
     /// This thread holds a pause of this world: waiting for it to end would wait for ever.
     #[error("this thread holds a pause of this world; end the pause before attaching")]
     PauseHeldHere,
+    /// The world is not open to foreign threads yet.
+    #[error("the world is not open to foreign threads yet; call `World::open` when the VM is ready")]
+    NotOpen,
     /// This thread's thread-local destructors are running: nothing could detach it any more.
     #[error("this thread is exiting; attach before its thread-locals are destroyed")]
     ThreadExiting,
@@ -42,6 +46,15 @@ pub(crate) enum Unreleased {
     Ended,
 }
 
+/// What becomes of the first upcall of a foreign thread that comes before [`World::open`](crate::World::open).
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
+pub enum Early {
+    /// It waits.
+    Wait,
+    /// C gets the fallback value, and it is [reported](crate::Report::UpcallBeforeOpen).
+    Refuse,
+}
+
 /// What becomes of a mutator that a shutdown did not wait for, when it comes back from foreign code or polls.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
 pub enum Stragglers {
@@ -56,6 +69,8 @@ pub(crate) struct Registry {
     /// The thread that holds the pause in force.
     pub(crate) holder: Option<usize>,
     closed: bool,
+    /// The world is not open to foreign threads yet: what becomes of their upcalls.
+    early: Option<Early>,
     /// The world has been shut down: what becomes of those that were left.
     ended: Option<Stragglers>,
     /// The attached mutators; with the stopper while a pause is in force.
@@ -101,12 +116,13 @@ pub(crate) struct Coordinator {
 }
 
 impl Coordinator {
-    pub(crate) fn new(fence: FenceStrategy, watch: Option<Watch>) -> Self {
+    pub(crate) fn new(fence: FenceStrategy, watch: Option<Watch>, early: Option<Early>) -> Self {
         Self {
             registry: Mutex::new(Registry {
                 holder: None,
                 closed: false,
                 ended: None,
+                early,
                 attached: Vec::new(),
                 count: 0,
                 idle: Vec::new(),
@@ -200,6 +216,36 @@ impl Coordinator {
     /// Gives a record back for reuse.
     pub(crate) fn give_idle(&self, header: *const Header) {
         self.lock().idle.push(header);
+    }
+
+    /// Waits until the world is open to foreign threads, or says that it is not.
+    ///
+    /// # Errors
+    ///
+    /// It is not open, and does not let them wait; or it has been shut down meanwhile.
+    pub(crate) fn admit_foreign_thread(&self) -> Result<(), AttachError> {
+        loop {
+            // A handler that makes an upcall must not find the lock held by the thread it interrupts. Signals get through between two rounds.
+            let _blocked = SignalsBlocked::new();
+            let registry = self.lock();
+            match registry.early {
+                None => return Ok(()),
+                _ if registry.closed => return Err(AttachError::Shutdown),
+                Some(Early::Refuse) => return Err(AttachError::NotOpen),
+                #[cfg(not(loom))]
+                Some(Early::Wait) => {
+                    drop(crate::sync::wait_for(&self.resumed, registry, Duration::from_millis(20)));
+                }
+                #[cfg(loom)]
+                Some(Early::Wait) => drop(wait(&self.resumed, registry)),
+            }
+        }
+    }
+
+    /// Opens the world to foreign threads.
+    pub(crate) fn open(&self) {
+        self.lock().early = None;
+        self.resumed.notify_all();
     }
 
     /// Lets a prepared record in, once no pause is in force.

@@ -160,6 +160,9 @@ pub(crate) fn wait_for<'g, T>(
 /// A value that names the calling thread for as long as it lives.
 ///
 /// The address of a thread-local: cheaper than [`std::thread::current`], and usable while thread-local destructors run.
+///
+/// Not inlined: a fiber may go on on another thread, and the address of a thread-local computed before must not be used after.
+#[inline(never)]
 pub(crate) fn thread_token() -> usize {
     thread_local_const! { static TOKEN: Cell<u8> = Cell::new(0); }
     TOKEN.with(|token| core::ptr::from_ref(token).addr())

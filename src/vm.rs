@@ -277,8 +277,12 @@ pub enum FrameKind {
     Safepoint,
     /// It is detaching, or its thread has exited with its attachment leaked: no managed frame is left. What leaked calls declared still counts.
     Leaving,
-    /// A foreign thread that attached itself: there is no managed frame below.
+    /// A foreign thread that attached itself, or a fiber: there is no managed frame below.
     ForeignThread,
+    /// It resumed a fiber.
+    Resuming,
+    /// It is a fiber, and suspended itself.
+    Suspended,
 }
 
 impl fmt::Display for FrameKind {
@@ -288,6 +292,8 @@ impl fmt::Display for FrameKind {
             Self::Safepoint => "safepoint",
             Self::Leaving => "leaving",
             Self::ForeignThread => "foreign thread",
+            Self::Resuming => "resuming a fiber",
+            Self::Suspended => "suspended fiber",
         })
     }
 }
@@ -491,6 +497,8 @@ pub enum Report<'r> {
     },
     /// A foreign thread called in after the world was shut down. C got the fallback value.
     UpcallAfterShutdown,
+    /// A foreign thread called in before the world was opened. C got the fallback value.
+    UpcallBeforeOpen,
     /// A foreign thread called in while its thread-locals were being destroyed. C got the fallback value.
     UpcallAtThreadExit,
     /// Foreign code skipped the frames of `skipped` upcalls (`longjmp`, a foreign exception). What they held has been released.
@@ -613,6 +621,9 @@ impl fmt::Display for Report<'_> {
             ),
             Self::UpcallAfterShutdown => {
                 f.write_str("a foreign thread called in after shutdown; C got the fallback value")
+            }
+            Self::UpcallBeforeOpen => {
+                f.write_str("a foreign thread called in before `World::open`; C got the fallback value")
             }
             Self::UpcallAtThreadExit => {
                 f.write_str("a foreign thread called in while it was exiting; C got the fallback value")

@@ -6,7 +6,7 @@ use crate::mutator::{Mutator, MutatorParts};
 use crate::pause::{Shared, StoppedMutator, StoppedWorld};
 use crate::pin::{PinTable, Pinner};
 use crate::record::{Header, Ownership};
-use crate::registry::{AttachError, Coordinator, Stragglers, Watch};
+use crate::registry::{AttachError, Coordinator, Early, Stragglers, Watch};
 use crate::state::{ENDED, State};
 use crate::sync::FenceStrategy;
 use crate::timing::{Sites, Timings};
@@ -35,7 +35,12 @@ impl<V: StackScanner> World<V> {
     /// Starts building a world with choices of its own.
     #[must_use]
     pub fn builder() -> WorldBuilder {
-        WorldBuilder { fence: FenceStrategy::probe(), stack_reserve: STACK_RESERVE, report_after: None }
+        WorldBuilder {
+            fence: FenceStrategy::probe(),
+            stack_reserve: STACK_RESERVE,
+            report_after: None,
+            early: None,
+        }
     }
 
     /// A handle that does not keep the world alive.
@@ -198,6 +203,11 @@ impl<V: StackScanner> World<V> {
         set_home(&self.shared);
     }
 
+    /// Lets foreign threads in, if the world was made [closed](WorldBuilder::closed_to_foreign_threads) to them.
+    pub fn open(&self) {
+        self.shared.coordinator.open();
+    }
+
     /// Makes an owner of pins that outlive a call. See [`Pinner`].
     pub fn pinner(&self) -> Pinner<V::Ref> {
         Pinner::new(Arc::clone(&self.shared.pins))
@@ -296,6 +306,7 @@ pub struct WorldBuilder {
     fence: FenceStrategy,
     stack_reserve: usize,
     report_after: Option<Duration>,
+    early: Option<Early>,
 }
 
 /// Enough for an upcall that panics: printing a message with a backtrace takes the most of it.
@@ -329,6 +340,14 @@ impl WorldBuilder {
         self
     }
 
+    /// Keeps foreign threads out until [`World::open`], for a VM whose C libraries may call in while it is being set up. Threads that
+    /// [attach](World::attach) themselves are let in.
+    #[must_use]
+    pub fn closed_to_foreign_threads(mut self, early: Early) -> Self {
+        self.early = Some(early);
+        self
+    }
+
     /// Has a pause that waits longer than `after` for a mutator reported ([`Report::Straggler`]), and a thread that waits longer than that for a pause to end
     /// ([`Report::PauseWait`]): once for each wait, on the thread that waits, by [`Vm::report`](crate::Vm::report). Otherwise nothing is reported, and no wait looks at a clock for it.
     #[must_use]
@@ -345,6 +364,7 @@ impl WorldBuilder {
                 coordinator: Coordinator::new(
                     self.fence,
                     self.report_after.map(|after| Watch { after, report: report::<V> }),
+                    self.early,
                 ),
                 vm,
                 pins: Arc::new(PinTable::new()),

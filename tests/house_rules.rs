@@ -42,6 +42,7 @@ const FLOORS: &[&[&str]] = &[
     &["world"],
     &["sample"],
     &["upcall"],
+    &["fiber"],
     // Tools.
     &["layout"],
     &["testkit"],

@@ -75,6 +75,12 @@ pub(super) fn cross_in<V: StackScanner, R>(
     cross_in_from(record, saved, sp, conduct, body, fallback)
 }
 
+/// Runs `body` as an upcall on a fiber's mutator, on a stack of its own; not at all if the world has ended.
+pub(crate) fn run_on<V: StackScanner>(record: &Record<V>, body: impl FnOnce(&mut Mutator<V>)) {
+    let conduct = Conduct { policy: None, exceptions: Exceptions::Stop };
+    cross_in(record, conduct, body, || ());
+}
+
 /// [`cross_in`] from the foreign call whose record is `saved`.
 #[inline(always)]
 fn cross_in_from<V: StackScanner, R>(
@@ -499,7 +505,10 @@ fn cross_in_attaching<V: StackScanner, R>(
         Ok(record) => return cross_in(record, conduct, body, fallback),
         Err(AttachError::Shutdown) => Report::UpcallAfterShutdown,
         Err(AttachError::ThreadExiting) => Report::UpcallAtThreadExit,
-        Err(error @ (AttachError::PauseHeldHere | AttachError::AlreadyAttached)) => {
+        Err(AttachError::NotOpen) => Report::UpcallBeforeOpen,
+        // By the handler of a signal, while this upcall was on its way to attach.
+        Err(AttachError::AlreadyAttached) => return cross_in_world(shared, conduct, body, fallback),
+        Err(error @ AttachError::PauseHeldHere) => {
             unwind::abort(format_args!("a foreign thread calls in: {error}"))
         }
     };
