@@ -20,7 +20,7 @@ use crate::anchor::Anchor;
 use crate::arch;
 use crate::control::{MachineState, Saved};
 use crate::root_stack::{Entry, EntryKind, RootMark, RootStack, word_of};
-use crate::sync::Cell;
+use crate::sync::{Cell, SiteCell};
 use crate::unwind::Payload;
 use crate::vm::{Capture, ErrorPolicy, FrameKind, Vm};
 use bumpalo::Bump;
@@ -29,6 +29,7 @@ use core::mem::MaybeUninit;
 use core::ops::Range;
 use core::panic::Location;
 use core::ptr;
+use core::sync::atomic::{AtomicUsize, Ordering};
 
 /// The record of one activation that is not running.
 #[repr(C, align(64))]
@@ -38,7 +39,7 @@ pub(crate) struct ForeignFrame {
     /// The machine stack pointer at the crossing; with [`Capture::Anchor`] 0 where `anchor.sp` is it. See [`ForeignFrame::native_sp`].
     pub(crate) machine_sp: Cell<usize>,
     /// The source line of the crossing.
-    pub(crate) site: Cell<Option<&'static Location<'static>>>,
+    pub(crate) site: SiteCell,
     /// The machine stack pointer at which this activation was entered.
     pub(crate) entry_sp: core::cell::Cell<usize>,
     /// The top of the root stack when this activation was entered: what lies above belongs to it or to a newer one.
@@ -90,30 +91,44 @@ pub(crate) enum Upcalls {
     Forbidden,
 }
 
-/// An anchor the machine can write in place. Not the facade's cell: its address must be that of three words, also under loom.
+/// An anchor the machine can write in place, and any thread may read word by word. Not the facade's atomics: its address must be that of three words, also under loom.
 #[derive(Debug)]
-#[repr(transparent)]
-pub(crate) struct AnchorCell(core::cell::Cell<Anchor>);
+#[repr(C)]
+pub(crate) struct AnchorCell {
+    pc: AtomicUsize,
+    sp: AtomicUsize,
+    fp: AtomicUsize,
+}
 
 impl AnchorCell {
     fn new() -> Self {
-        Self(core::cell::Cell::new(Anchor::default()))
+        Self { pc: AtomicUsize::new(0), sp: AtomicUsize::new(0), fp: AtomicUsize::new(0) }
     }
 
+    /// Reads it. The word it was published with orders the three (I1), or the mutator's count of changes shows that they do not belong together.
+    #[inline(always)]
     pub(crate) fn get(&self) -> Anchor {
-        self.0.get()
+        Anchor::new(
+            self.pc.load(Ordering::Relaxed),
+            self.sp.load(Ordering::Relaxed),
+            self.fp.load(Ordering::Relaxed),
+        )
     }
 
+    /// Writes it: three plain stores.
     #[inline(always)]
     pub(crate) fn set(&self, anchor: Anchor) {
-        self.0.set(anchor);
+        self.pc.store(anchor.pc, Ordering::Relaxed);
+        self.sp.store(anchor.sp, Ordering::Relaxed);
+        self.fp.store(anchor.fp, Ordering::Relaxed);
     }
 
     /// Writes the machine's registers, as the function this is inlined into has them.
     #[inline(always)]
     pub(crate) fn capture(&self, site: &'static Location<'static>) {
-        // SAFETY: a cell's contents are valid for writes through a shared reference.
-        unsafe { arch::store_anchor(self.0.as_ptr(), site) };
+        let words = core::ptr::from_ref(self).cast_mut().cast::<Anchor>();
+        // SAFETY: three atomic words, laid out as an anchor's: valid for writes through a shared reference, on this thread alone.
+        unsafe { arch::store_anchor(words, site) };
     }
 }
 
@@ -145,7 +160,7 @@ impl ForeignFrame {
         Self {
             anchor: AnchorCell::new(),
             machine_sp: Cell::new(0),
-            site: Cell::new(None),
+            site: SiteCell::default(),
             entry_sp: core::cell::Cell::new(0),
             roots_base: Cell::new(ptr::null_mut()),
             after: Cell::new(0),

@@ -105,3 +105,38 @@ fn signal_mask() -> libc::sigset_t {
         mask.assume_init()
     }
 }
+
+/// No signal is delivered to this thread while it lives: for sections that a handler must not find half done, since it may make an upcall. Go's runtime does so round the
+/// attaching of a foreign thread (`needm`).
+pub(crate) struct SignalsBlocked {
+    #[cfg(all(unix, not(loom), not(miri)))]
+    before: libc::sigset_t,
+}
+
+impl SignalsBlocked {
+    pub(crate) fn new() -> Self {
+        Self {
+            #[cfg(all(unix, not(loom), not(miri)))]
+            before: {
+                let mut all = core::mem::MaybeUninit::uninit();
+                let mut before = core::mem::MaybeUninit::uninit();
+                // SAFETY: both sets are valid for writes, and filled by these calls, which cannot fail with such arguments.
+                unsafe {
+                    libc::sigfillset(all.as_mut_ptr());
+                    libc::pthread_sigmask(libc::SIG_BLOCK, all.as_ptr(), before.as_mut_ptr());
+                    before.assume_init()
+                }
+            },
+        }
+    }
+}
+
+impl Drop for SignalsBlocked {
+    fn drop(&mut self) {
+        #[cfg(all(unix, not(loom), not(miri)))]
+        // SAFETY: the mask that was in force.
+        unsafe {
+            libc::pthread_sigmask(libc::SIG_SETMASK, &raw const self.before, core::ptr::null_mut());
+        }
+    }
+}

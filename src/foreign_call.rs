@@ -17,11 +17,12 @@ use crate::foreign_value::ForeignValue;
 use crate::mutator::Mutator;
 use crate::pause::Shared;
 use crate::pointers::PassedAddresses;
-use crate::record::Header;
+use crate::record::{Header, Interrupt};
 use crate::root::{Argument, Pinned, ReleasableRoot, ReleaseToken, Root};
 use crate::root_stack::{EntryKind, OpenGroup, RootMark};
 use crate::state::Event;
 use crate::thread::Record;
+use crate::timing::Sites;
 use crate::transition::{
     Manner, check_event, come_back, cross_out, leave_managed, overtaken, pending_exception, refuse,
     resume_pending, with_capture,
@@ -34,6 +35,7 @@ use core::hint::black_box;
 use core::marker::PhantomData;
 use core::panic::Location;
 use core::ptr::NonNull;
+use std::time::Instant;
 
 impl<V: StackScanner> Mutator<V> {
     /// Begins a foreign call: still managed, it collects the call's arguments.
@@ -85,6 +87,7 @@ impl<V: StackScanner> Mutator<V> {
             declared: false,
             unfinished: false,
             terms: None,
+            interrupt: None,
             crossing: Crossing::ForeignCall,
             passed: PassedAddresses::default(),
             _mutator: PhantomData,
@@ -123,6 +126,7 @@ pub struct ForeignCall<'m, V: StackScanner> {
     unfinished: bool,
     /// What the call asks for that most do not.
     terms: Option<Terms>,
+    interrupt: Option<Interrupt>,
     /// What the hooks are told.
     crossing: Crossing,
     /// Checked mode: the addresses it takes to foreign code.
@@ -182,6 +186,10 @@ impl<'m, V: StackScanner> ForeignCall<'m, V> {
     #[inline(always)]
     pub(crate) fn vm(&self) -> &'m V {
         &self.shared().vm
+    }
+
+    fn in_foreign(&self) -> &'m Sites {
+        &self.shared().in_foreign
     }
 
     /// Gives the walk of this activation its start: for a VM with frames of its own. The scanner gets what is given here, unchecked (obligation
@@ -247,6 +255,37 @@ impl<'m, V: StackScanner> ForeignCall<'m, V> {
     #[inline(always)]
     pub fn preserving(mut self, state: MachineState) -> Self {
         self.terms.get_or_insert_default().preserve = state;
+        self
+    }
+
+    /// Lets other threads ask the call to return early, with [`World::interrupt`](crate::World::interrupt): they call `interrupt`, which does what makes this C
+    /// code return (`sqlite3_interrupt`, a byte written to a pipe it polls, a signal to its thread). Then the call comes back as it always does; what it returns
+    /// is C's affair.
+    ///
+    /// `interrupt` is called on the other thread, perhaps several times, perhaps just as C returns by itself; this call does not end before it has returned. It must not block for long, nor make this call again.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use core::sync::atomic::{AtomicBool, Ordering};
+    /// use reentry::World;
+    /// use reentry::testkit::TestVm;
+    ///
+    /// let world = World::new(TestVm::new());
+    /// let mut mutator = world.attach()?;
+    /// let (id, stop) = (mutator.id(), AtomicBool::new(false));
+    /// let ask = || stop.store(true, Ordering::Relaxed);
+    /// std::thread::scope(|scope| {
+    ///     scope.spawn(|| while !world.interrupt(id).unwrap() {});
+    ///     // A Rust closure stands for the C code here.
+    ///     mutator.foreign_call().interruptible(&ask).run(|| while !stop.load(Ordering::Relaxed) {});
+    /// });
+    /// assert_eq!(world.interrupt(id), Ok(false));
+    /// # Ok::<(), reentry::AttachError>(())
+    /// ```
+    #[inline(always)]
+    pub fn interruptible(mut self, interrupt: &'m (dyn Fn() + Sync)) -> Self {
+        self.interrupt = Some(Interrupt::new(interrupt));
         self
     }
 
@@ -544,6 +583,7 @@ impl<'m, V: StackScanner> ForeignCall<'m, V> {
     #[inline(always)]
     fn cross<R>(&mut self, site: &'static Location<'static>, f: impl FnOnce() -> R) -> R {
         let (header, frame, vm) = (self.header(), self.frame, self.vm());
+        let _timed = V::TIMED.then(|| Timed { sites: self.in_foreign(), site, began: Instant::now() });
         let manner = self.prepare(site);
         // Until `f` has returned: if it unwinds, the drop must look at the record.
         let unfinished = core::mem::replace(&mut self.unfinished, true);
@@ -574,7 +614,15 @@ impl<'m, V: StackScanner> ForeignCall<'m, V> {
         if let Some(terms) = self.terms {
             self.frame.begin_terms(terms);
         }
-        Manner { given: self.anchor.is_some(), terms: self.terms.is_some(), crossing: self.crossing }
+        if let Some(interrupt) = self.interrupt {
+            self.header().begin_interrupt(self.frame.depth, interrupt);
+        }
+        Manner {
+            given: self.anchor.is_some(),
+            terms: self.terms.is_some(),
+            interruptible: self.interrupt.is_some(),
+            crossing: self.crossing,
+        }
     }
 
     /// [`run`](Self::run), and C's `errno` as it was when `f` returned, before the way back could change it.
@@ -630,6 +678,19 @@ impl<'m, V: StackScanner> ForeignCall<'m, V> {
         self.unfinished = true;
         with_capture::<V, ()>(frame, self.anchor, site, || leave_managed(vm, header, frame, manner.crossing));
         Foreign { call: self, manner }
+    }
+}
+
+/// A foreign call that is measured.
+struct Timed<'m> {
+    sites: &'m Sites,
+    site: &'static Location<'static>,
+    began: Instant,
+}
+
+impl Drop for Timed<'_> {
+    fn drop(&mut self) {
+        self.sites.record(self.site, self.began.elapsed());
     }
 }
 
@@ -719,6 +780,9 @@ impl<V: StackScanner> Foreign<'_, '_, V> {
         let (header, frame, vm) = (self.call.header(), self.call.frame, self.call.vm());
         if self.manner.terms {
             frame.end_terms();
+        }
+        if self.manner.interruptible {
+            header.end_interrupts(frame.depth);
         }
         come_back(vm, header, frame, self.manner.crossing);
         frame.forget_given::<V>(self.manner.given);

@@ -30,3 +30,8 @@ pub(crate) fn set_home<V: StackScanner>(shared: &Arc<Shared<V>>) {
         homes.push((TypeId::of::<V>(), weak));
     });
 }
+
+/// Runs `f` while no other thread changes the list.
+pub(crate) fn with_homes_held<R>(f: impl FnOnce() -> R) -> R {
+    with(|_| f())
+}

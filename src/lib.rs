@@ -11,31 +11,40 @@ mod control;
 mod errno;
 #[doc(hidden)]
 pub mod faults;
+mod fiber;
 mod foreign_call;
 mod foreign_function;
 mod foreign_value;
+#[cfg(all(unix, not(loom), not(miri)))]
+mod fork;
 mod handle;
 mod handle_table;
+mod handshake;
 mod home;
 mod leaf;
 mod leaks;
+mod mailbox;
 mod mutator;
 mod pause;
 mod pin;
 mod pointers;
+mod post;
 mod record;
 mod registry;
 mod root;
 mod root_stack;
 mod safepoint;
+mod sample;
 mod scope;
 mod state;
 mod sync;
 mod thread;
+mod timing;
 mod transition;
 mod unwind;
 mod upcall;
 mod vm;
+mod watch;
 mod world;
 
 pub mod guide;
@@ -48,27 +57,35 @@ pub use anchor::Anchor;
 pub use chain::{ChainDamage, ChainError};
 pub use control::MachineState;
 pub use errno::Errno;
+pub use fiber::Fiber;
 pub use foreign_call::{Foreign, ForeignCall, InteriorNul};
 pub use foreign_function::{ForeignFunction, NullFunction};
 pub use foreign_value::{ForeignValue, NoAddresses};
+#[cfg(all(unix, not(loom), not(miri)))]
+pub use fork::Forked;
 pub use handle::{Handle, RawHandle, WeakHandle};
 pub use handle_table::HandleError;
 pub use leaf::{Leaf, LeafSite, LentBytes};
 pub use leaks::{LeakSite, Leaks};
-pub use mutator::{HandOverError, Mutator};
+pub use mailbox::PostError;
+pub use mutator::{HandOverError, Mutator, NotedLock};
 pub use pause::{Activation, Activations, Declared, StoppedMutator, StoppedWorld};
 pub use pin::{PinId, Pinner, UnpinError};
-pub use registry::AttachError;
+pub use post::Poster;
+pub use record::FiberError;
+pub use registry::{AttachError, Early, Stragglers};
 pub use root::{Argument, Pinned, ReleasableRoot, ReleaseError, ReleaseToken, Root};
+pub use sample::{Busy, Sample, SampledActivation, sample_thread};
 pub use scope::{Local, Scope};
 pub use state::State;
 pub use sync::FenceStrategy;
+pub use timing::{Histogram, Timings};
 pub use unwind::Thrown;
 pub use upcall::{
     Aborting, FallbackOnly, Throwing, UpcallBody, UpcallClosure, upcall_fn, upcall_fn_or, upcall_fn_unwind,
 };
 pub use vm::{
-    ArgumentError, ArgumentPlan, Capture, Crossing, ErrorPolicy, FrameKind, Report, Residence, RootVisitor,
-    Segment, Slot, StackScanner, UpcallError, UpcallRefused, Vm,
+    ArgumentError, ArgumentPlan, Capture, Crossing, ErrorPolicy, FrameKind, PauseWait, Report, Residence,
+    RootVisitor, Segment, Slot, StackScanner, Straggler, UpcallError, UpcallRefused, Vm,
 };
-pub use world::{Attachment, DetachError, World, WorldBuilder};
+pub use world::{Attachment, DetachError, InterruptError, World, WorldBuilder};

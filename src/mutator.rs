@@ -6,7 +6,7 @@ use crate::chain::{self, ChainError};
 use crate::checked::{CHECKED, Region};
 use crate::pause::{Shared, StoppedWorld};
 use crate::pin::{PinId, Pinner};
-use crate::record::Header;
+use crate::record::{Header, NotedLocks};
 use crate::root_stack::EntryKind;
 use crate::state::Event;
 use crate::thread::Record;
@@ -17,6 +17,7 @@ use core::marker::PhantomData;
 use core::ops::Range;
 use core::panic::Location;
 use core::ptr::{self, NonNull};
+use std::sync::Arc;
 
 /// An attached thread, managed: it may touch the heap, and must poll.
 ///
@@ -183,8 +184,39 @@ impl<V: StackScanner> Mutator<V> {
 
     #[cold]
     #[inline(never)]
-    fn poll_slow(&self, anchor: Option<Anchor>, site: &'static Location<'static>) {
-        at_safepoint::<V, ()>(self.header(), self.frame(), Event::Poll, anchor, site, || ());
+    fn poll_slow(&mut self, anchor: Option<Anchor>, site: &'static Location<'static>) {
+        if self.header().word.is_stopping() {
+            at_safepoint::<V, ()>(self.header(), self.frame(), Event::Poll, anchor, site, || ());
+        }
+        if self.header().word.take_wake() {
+            self.do_posted();
+        }
+    }
+
+    /// Does what other threads have posted.
+    fn do_posted(&mut self) {
+        let Some(mailbox) = self.header().mailbox.borrow().clone() else { return };
+        // What is left if one panics is done at the next poll.
+        let again = scopeguard::guard(NonNull::from(self.header()), |header| {
+            // SAFETY: this mutator's own header.
+            unsafe { header.as_ref() }.word.wake();
+        });
+        mailbox.take(|(work, data)| {
+            // SAFETY: `Poster::<V>::post` made it of such a function, and this mailbox is of a mutator of `V`.
+            let work = unsafe { core::mem::transmute::<*const (), fn(&mut Self, usize)>(work) };
+            work(self, data);
+        });
+        scopeguard::ScopeGuard::into_inner(again);
+    }
+
+    /// The world, kept alive.
+    pub(crate) fn world(&self) -> Arc<Shared<V>> {
+        let shared = core::ptr::from_ref(self.shared());
+        // SAFETY: a `Shared` is only ever made in an `Arc`, and this mutator's attachment holds it.
+        unsafe {
+            Arc::increment_strong_count(shared);
+            Arc::from_raw(shared)
+        }
     }
 
     /// Stops the world, runs `f` with the proof, and resumes the world. The usual way to collect from an allocation that finds the heap
@@ -234,7 +266,7 @@ impl<V: StackScanner> Mutator<V> {
             check_event(self.header(), self.frame(), Event::Pause, site);
         }
         at_safepoint::<V, R>(self.header(), self.frame(), Event::Pause, anchor, site, || {
-            match self.shared().stop() {
+            match self.shared().stop(site) {
                 Ok(stopped) => f(&stopped),
                 Err(_) => refuse_wait_in_own_pause("a pause", site),
             }
@@ -309,6 +341,15 @@ impl<V: StackScanner> Mutator<V> {
     /// ```
     pub fn validate(&self) -> Result<(), ChainError> {
         chain::validate_own::<V>(self.header())
+    }
+
+    /// Notes that this thread holds the VM's lock `name`, until the returned value is dropped: for the reports of who waits for whom
+    /// ([`WorldBuilder::report_after`](crate::WorldBuilder::report_after)). It locks nothing.
+    #[track_caller]
+    pub fn note_lock(&mut self, name: &'static str) -> NotedLock {
+        let (locks, site) = (Arc::clone(&self.header().locks), Location::caller());
+        locks.add(name, site);
+        NotedLock { locks, name, site }
     }
 
     /// Tells the crate that `range` (addresses) is a managed stack of this mutator, which may move later.
@@ -470,6 +511,26 @@ impl<V: StackScanner> fmt::Debug for Mutator<V> {
             .field("state", &self.header().state())
             .field("depth", &self.depth())
             .finish()
+    }
+}
+
+/// The note that a thread holds one of the VM's locks. Made by [`Mutator::note_lock`].
+#[must_use = "dropping it says that the lock has been released"]
+pub struct NotedLock {
+    locks: Arc<NotedLocks>,
+    name: &'static str,
+    site: &'static Location<'static>,
+}
+
+impl Drop for NotedLock {
+    fn drop(&mut self) {
+        self.locks.remove(self.name, self.site);
+    }
+}
+
+impl fmt::Debug for NotedLock {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "NotedLock({:?} at {})", self.name, self.site)
     }
 }
 

@@ -19,6 +19,7 @@ use crate::registry::{Coordinator, PauseHeldHere};
 use crate::root_stack::{Entry, EntryKind};
 use crate::state::STOP;
 use crate::sync::{relax, thread_token};
+use crate::timing::Sites;
 use crate::vm::{ArgumentPlan, FrameKind, Report, RootVisitor, Segment, Slot, StackScanner, Vm};
 use crate::{RelocationError, StackEnd};
 use core::cell::Cell;
@@ -29,6 +30,7 @@ use core::panic::Location;
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
+use std::time::Instant;
 
 /// What the mutators, stoppers and handles of one world share.
 #[repr(C)]
@@ -43,6 +45,10 @@ pub(crate) struct Shared<V: Vm> {
     pub(crate) handles: HandleTable,
     /// The leaks have been reported at shutdown: not again. Written by whoever shuts down; read when nobody else has the world.
     pub(crate) leaks_reported: AtomicBool,
+    /// How long foreign calls took, by call site.
+    pub(crate) in_foreign: Sites,
+    /// How long mutators took to stop, by the site where they did.
+    pub(crate) to_stop: Sites,
 }
 
 impl<V: Vm> Shared<V> {
@@ -64,6 +70,26 @@ impl<V: Vm> Shared<V> {
         let leaks = self.leaks();
         if leaks.keeps_objects() && !self.leaks_reported.swap(true, Ordering::Relaxed) {
             self.vm.report(&Report::Leaked { leaks: &leaks });
+        }
+    }
+}
+
+/// Which mutators are stopped.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Those {
+    /// All: a pause.
+    All,
+    /// The one with this number, if it is attached: a handshake.
+    One(u64),
+    /// The same, if it is stopped or foreign at this moment; otherwise it runs on.
+    Glance(u64),
+}
+
+impl Those {
+    fn has(self, header: &Header) -> bool {
+        match self {
+            Self::All => true,
+            Self::One(id) | Self::Glance(id) => header.id.get() == id,
         }
     }
 }
@@ -94,7 +120,23 @@ impl<V: StackScanner> Shared<V> {
     /// # Errors
     ///
     /// The calling thread holds a pause already.
-    pub(crate) fn stop(&self) -> Result<StoppedWorld<'_, V>, PauseHeldHere> {
+    pub(crate) fn stop(
+        &self,
+        site: &'static Location<'static>,
+    ) -> Result<StoppedWorld<'_, V>, PauseHeldHere> {
+        self.stop_those(Those::All, site)
+    }
+
+    /// Stops `those`, with the set of mutators standing still. No other pause or handshake is in force meanwhile.
+    ///
+    /// # Errors
+    ///
+    /// The calling thread holds a pause already.
+    pub(crate) fn stop_those(
+        &self,
+        those: Those,
+        site: &'static Location<'static>,
+    ) -> Result<StoppedWorld<'_, V>, PauseHeldHere> {
         let coordinator = &self.coordinator;
         let mut registry = coordinator.wait_for_resume(coordinator.lock())?;
         registry.holder = Some(thread_token());
@@ -102,27 +144,64 @@ impl<V: StackScanner> Shared<V> {
         {
             registry.asked = Some(std::time::Instant::now());
         }
+        registry.site = Some(site);
         // The gate is shut: the list is ours until `resume` gives it back.
         let mutators = core::mem::take(&mut registry.attached);
         let handles_frozen = Cell::new(false);
-        let stopped = StoppedWorld { shared: self, mutators, handles_frozen, _thread: PhantomData };
+        let stopped = StoppedWorld { shared: self, mutators, handles_frozen, those, _thread: PhantomData };
         self.pins.freeze();
-        for header in stopped.headers() {
+        for header in stopped.headers().filter(|header| those.has(header)) {
             header.word.ask(STOP);
         }
         drop(registry);
         coordinator.fence().heavy();
-        for header in stopped.headers() {
-            header.stopped.set(coordinator.await_published(header, V::FAULTS));
+        let asked = V::TIMED.then(Instant::now);
+        for header in stopped.headers().filter(|header| those.has(header)) {
+            let frame = match those {
+                Those::Glance(_) => header.word.observe(),
+                _ => coordinator.await_published(header, V::FAULTS, || stopped.headers()),
+            };
+            header.stopped.set(frame);
+            // SAFETY: null only with a fault; else a published record, complete (I1).
+            if let (Some(asked), Some(frame)) = (asked, unsafe { frame.as_ref() }) {
+                self.to_stop.record(frame.site.get().unwrap_or(site), asked.elapsed());
+            }
         }
         Ok(stopped)
     }
 }
 
+impl<V: StackScanner> Shared<V> {
+    /// Calls `f` with the mutator numbered `id` and what it has published: null if it is running. It stays as it is meanwhile. `None` if there is no such mutator.
+    ///
+    /// # Errors
+    ///
+    /// The calling thread holds a pause or a handshake.
+    pub(crate) fn glance_at<R>(
+        &self,
+        id: u64,
+        site: &'static Location<'static>,
+        f: impl FnOnce(&Header, *const ForeignFrame) -> R,
+    ) -> Result<Option<R>, PauseHeldHere> {
+        let stopped = self.stop_those(Those::Glance(id), site)?;
+        let header = stopped.headers().find(|header| stopped.those.has(header));
+        Ok(header.map(|header| f(header, header.stopped.get())))
+    }
+}
+
 impl Coordinator {
     /// Waits until `header`'s mutator is published, and returns what it published.
-    fn await_published(&self, header: &Header, faults: Faults) -> *const ForeignFrame {
+    fn await_published<'h, I: Iterator<Item = &'h Header>>(
+        &self,
+        header: &Header,
+        faults: Faults,
+        mutators: impl Fn() -> I,
+    ) -> *const ForeignFrame {
         let mut round = 0;
+        #[cfg(not(loom))]
+        let (mut began, mut unreported) = (None, self.watch);
+        #[cfg(loom)]
+        let _ = mutators;
         loop {
             let frame = header.word.observe();
             if !frame.is_null() || faults.has(Faults::NO_WAIT_FOR_MUTATORS) {
@@ -138,6 +217,12 @@ impl Coordinator {
                     registry = crate::sync::wait_for(&self.settled, registry, nap);
                 }
                 registry.unsettled -= 1;
+                drop(registry);
+                let waited = began.get_or_insert_with(Instant::now).elapsed();
+                if let Some(watch) = unreported.filter(|watch| waited >= watch.after) {
+                    unreported = None;
+                    self.report_straggler(watch, header, waited, mutators());
+                }
             }
             relax(round);
             round = round.saturating_add(1);
@@ -154,6 +239,7 @@ pub struct StoppedWorld<'p, V: StackScanner> {
     mutators: Vec<*const Header>,
     /// Which handles there are has been noted, for the rest of the pause.
     handles_frozen: Cell<bool>,
+    those: Those,
     /// The thread that stopped the world resumes it: it is the one a poll in the pause is refused on.
     _thread: PhantomData<*mut ()>,
 }
@@ -172,11 +258,19 @@ impl<'p, V: StackScanner> StoppedWorld<'p, V> {
 
     /// The stopped mutators.
     pub fn mutators(&self) -> impl Iterator<Item = StoppedMutator<'_, V>> {
-        self.mutators.iter().map(|&header| StoppedMutator {
+        self.headers().filter(|header| self.those.has(header)).map(|header| StoppedMutator {
             // SAFETY: every header of this world heads a `MutatorRecord<V::Local>` that lives as long as the world.
-            record: unsafe { &*header.cast::<MutatorRecord<V::Local>>() },
+            record: unsafe { &*core::ptr::from_ref(header).cast::<MutatorRecord<V::Local>>() },
             vm: &self.shared.vm,
         })
+    }
+
+    /// Lets go of every mutator but `own`, in a forked process: their threads are not there. Their records are leaked, since they may be torn.
+    #[cfg(all(unix, not(loom)))]
+    pub(crate) fn forget_others(&mut self, own: &Header) {
+        self.mutators.retain(|&header| core::ptr::eq(header, own));
+        own.index.set(0);
+        self.shared.coordinator.only_one_left();
     }
 
     /// Reports every root of the world: for each mutator, newest activation first, what its guards declared and then what the
@@ -236,7 +330,7 @@ impl<V: StackScanner> Drop for StoppedWorld<'_, V> {
         let coordinator = &self.shared.coordinator;
         self.shared.pins.thaw();
         let mut registry = coordinator.lock();
-        for header in self.headers() {
+        for header in self.headers().filter(|header| self.those.has(header)) {
             header.word.clear(STOP, V::FAULTS);
         }
         let late = core::mem::replace(&mut registry.attached, core::mem::take(&mut self.mutators));
@@ -250,6 +344,7 @@ impl<V: StackScanner> Drop for StoppedWorld<'_, V> {
         {
             registry.asked = None;
         }
+        registry.site = None;
         drop(registry);
         coordinator.resumed.notify_all();
     }
@@ -525,7 +620,8 @@ impl Header {
         let moved = if faults.has(Faults::NO_RELOCATION) {
             0
         } else {
-            crate::activation::Relocation { old, new: new.clone(), end }.apply(newest, &self.roots)?
+            let relocation = crate::activation::Relocation { old, new: new.clone(), end };
+            self.changes.during(|| relocation.apply(newest, &self.roots))?
         };
         stacks[index] = new;
         Ok(moved)

@@ -92,6 +92,11 @@ impl<R: Copy> PinTable<R> {
         f(&mut self.pins.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
+    /// Runs `f` while no other thread changes the table.
+    pub(crate) fn held<T>(&self, f: impl FnOnce() -> T) -> T {
+        self.with(|_| f())
+    }
+
     /// A pause begins: until [`thaw`](Self::thaw), ending a pin takes no effect, so that the roots can be asked for twice.
     pub(crate) fn freeze(&self) {
         self.with(|pins| pins.frozen = true);

@@ -8,6 +8,7 @@
 //! - `word`: see [`CrossingWord`](crate::state::CrossingWord).
 //! - `roots`, the records, `stacks`, `local`: its own thread while managed; the stopper while the mutator is published in a pause (I4).
 //! - A record's link `newer`: its own thread, also while foreign, on the way into an upcall; stoppers follow `older` only.
+//! - `interrupts`: its lock. `mailbox`: its own thread.
 //! - `stopped`: the stopper, during its pause.
 //! - `checked`: its own thread; its canary also a stopper, during its pause.
 //! - `index`: whoever holds the registry's lock. `next_on_thread`, `ownership`, `free_handles`, `releases`: its own thread.
@@ -15,14 +16,18 @@
 use crate::activation::{ForeignFrame, canary_of};
 use crate::checked::Checked;
 use crate::handle_table::HandleSlot;
+use crate::mailbox::Mailbox;
 use crate::root_stack::RootStack;
 use crate::state::{CrossingWord, State};
-use crate::sync::{Cell, FenceStrategy};
+use crate::sync::{Cell, Changes, FenceStrategy};
 use crate::vm::{FrameKind, Vm};
 use core::any::TypeId;
 use core::cell::{RefCell, UnsafeCell};
 use core::ops::Range;
+use core::panic::Location;
 use core::ptr;
+use core::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::Arc;
 
 /// Who ends an attachment.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -35,6 +40,94 @@ pub(crate) enum Ownership {
     Thread,
     /// An attachment that has outlived its thread: it was leaked.
     Orphan,
+    /// A [`Fiber`](crate::Fiber).
+    Fiber,
+}
+
+/// Which thread runs a fiber, and whether it is bound to that thread. Of a mutator that is no fiber's it says nothing.
+pub(crate) struct FiberState {
+    /// The token of the thread that runs it; 0 if none does.
+    running_on: AtomicUsize,
+    /// The token of the thread whose foreign frames are on its stack; 0 if there are none. Written and read by whoever runs it.
+    pinned_to: core::cell::Cell<usize>,
+}
+
+/// Its [`Fiber`](crate::Fiber) has been dropped.
+const DROPPED: usize = usize::MAX;
+
+impl FiberState {
+    fn new() -> Self {
+        Self { running_on: AtomicUsize::new(0), pinned_to: core::cell::Cell::new(0) }
+    }
+
+    /// Begins to run it on the thread named by `token`.
+    ///
+    /// # Errors
+    ///
+    /// It runs already, or is bound to another thread.
+    pub(crate) fn resume(&self, token: usize) -> Result<(), FiberError> {
+        // Acquire pairs with the release in `suspend`: what the thread before did to the mutator's own data is seen.
+        let taken = self.running_on.compare_exchange(0, token, Ordering::Acquire, Ordering::Relaxed);
+        taken.map_err(|_| FiberError::Running)?;
+        if ![0, token].contains(&self.pinned_to.get()) {
+            self.running_on.store(0, Ordering::Release);
+            return Err(FiberError::Pinned);
+        }
+        Ok(())
+    }
+
+    /// Ends to run it.
+    pub(crate) fn suspend(&self, token: usize, pinned: bool) {
+        self.pinned_to.set(if pinned { token } else { 0 });
+        self.running_on.store(0, Ordering::Release);
+    }
+
+    /// Says whether it runs on the thread named by `token`.
+    pub(crate) fn is_running_on(&self, token: usize) -> bool {
+        self.running_on.load(Ordering::Relaxed) == token
+    }
+
+    /// Takes it for good, unless it runs.
+    pub(crate) fn end(&self) -> bool {
+        self.running_on.compare_exchange(0, DROPPED, Ordering::Acquire, Ordering::Relaxed).is_ok()
+    }
+
+    /// Puts it back in the state of a new one.
+    fn reset(&self) {
+        self.pinned_to.set(0);
+        self.running_on.store(0, Ordering::Release);
+    }
+}
+
+/// Why a fiber was not resumed, or not entered. Nothing has been changed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum FiberError {
+    /// It is running: on this thread, below, or on another.
+    #[error(
+        "the fiber is running already, on this thread or another; it can be resumed when it has suspended"
+    )]
+    Running,
+    /// Foreign frames of another thread lie between its activations.
+    #[error(
+        "the fiber has foreign frames of another thread on its stack; resume it on the thread where it suspended"
+    )]
+    Pinned,
+    /// It is another world's.
+    #[error("the fiber belongs to another world")]
+    OtherWorld,
+    /// It has not been resumed on this thread.
+    #[error("the fiber has not been resumed on this thread; run it inside `Mutator::resume`")]
+    NotResumed,
+    /// It has been entered already.
+    #[error("the fiber has been entered already; `Fiber::run` is for its first frame")]
+    Entered,
+    /// The world has been shut down, and did not wait for the fiber.
+    #[error("the world was shut down, and did not wait for the fiber")]
+    WorldEnded,
+    /// The mutator is no fiber's.
+    #[error("this mutator belongs to a thread; only a fiber's can be suspended")]
+    NotAFiber,
 }
 
 /// The part of a record that does not depend on the VM's types. Its opening words are documented layout.
@@ -56,6 +149,16 @@ pub(crate) struct Header {
     pub(crate) id: Cell<u64>,
     pub(crate) index: Cell<usize>,
     pub(crate) stacks: RefCell<Vec<Range<usize>>>,
+    /// Whether this is a fiber's, and who runs it.
+    pub(crate) fiber: FiberState,
+    /// Counts changes of older records in place.
+    pub(crate) changes: Changes,
+    /// How to make foreign calls in progress return, oldest first, with the depth of each.
+    interrupts: std::sync::Mutex<Vec<(u32, Interrupt)>>,
+    /// The locks the VM has noted.
+    pub(crate) locks: Arc<NotedLocks>,
+    /// What other threads have posted; made when it is asked for.
+    pub(crate) mailbox: RefCell<Option<Arc<Mailbox>>>,
     /// The thread's own stack: lowest address and base, both 0 where it is not known.
     native_stack: Cell<(usize, usize)>,
     /// Slots of the world's handle table that this mutator has taken to use next. Its own thread's, while attached.
@@ -80,6 +183,11 @@ impl Header {
             id: Cell::new(0),
             index: Cell::new(usize::MAX),
             stacks: RefCell::new(Vec::new()),
+            interrupts: std::sync::Mutex::new(Vec::new()),
+            fiber: FiberState::new(),
+            changes: Changes::default(),
+            locks: Arc::default(),
+            mailbox: RefCell::new(None),
             stack_limit: Cell::new(0),
             native_stack: Cell::new((0, 0)),
             free_handles: Cell::new(ptr::null()),
@@ -135,8 +243,16 @@ impl Header {
         // SAFETY: the word of an attached mutator holds a live record.
         match unsafe { frame.as_ref() }.kind.get() {
             FrameKind::Safepoint | FrameKind::Leaving => State::AtSafepoint,
-            FrameKind::ForeignCall | FrameKind::ForeignThread => State::Foreign,
+            FrameKind::ForeignCall
+            | FrameKind::ForeignThread
+            | FrameKind::Resuming
+            | FrameKind::Suspended => State::Foreign,
         }
+    }
+
+    /// Says whether this is a foreign thread's own mutator, between two upcalls. For any thread, while the registry's lock is held.
+    pub(crate) fn is_idle_foreign_thread(&self) -> bool {
+        ptr::eq(self.word.observe(), &raw const self.base) && self.base.kind.get() == FrameKind::ForeignThread
     }
 
     /// Puts the record in the state of a thread that has just attached. `reserve`: the bytes of stack an upcall must find.
@@ -155,6 +271,16 @@ impl Header {
         self.checked.leave_region();
     }
 
+    /// Puts the record in the state of a mutator that no thread runs: below its first activation there is nothing managed. Its stack may be any.
+    pub(crate) fn begin_unbound(&self) {
+        self.base.kind.set(FrameKind::ForeignThread);
+        // It made no call: every upcall lies below.
+        self.base.machine_sp.set(usize::MAX);
+        self.stack_limit.set(0);
+        self.native_stack.set((0, 0));
+        self.fiber.reset();
+    }
+
     /// Gives back what a mutator held, so that the record can serve another thread.
     pub(crate) fn end(&self) {
         self.roots.reset();
@@ -171,8 +297,82 @@ impl Header {
         // SAFETY: the mutator is detached: no record of it is published or used.
         unsafe { self.base.free_newer() };
         self.stacks.borrow_mut().clear();
+        self.end_interrupts(0);
+        if let Some(mailbox) = self.mailbox.take() {
+            mailbox.close();
+        }
         self.ownership.set(Ownership::Nobody);
         self.next_on_thread.set(ptr::null());
+    }
+}
+
+/// The locks a VM says its mutator's thread holds, with the places where it said so.
+#[derive(Default)]
+pub(crate) struct NotedLocks(std::sync::Mutex<Vec<(&'static str, &'static Location<'static>)>>);
+
+impl NotedLocks {
+    pub(crate) fn add(&self, name: &'static str, site: &'static Location<'static>) {
+        self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push((name, site));
+    }
+
+    pub(crate) fn remove(&self, name: &'static str, site: &'static Location<'static>) {
+        let mut locks = self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if let Some(index) = locks.iter().rposition(|noted| noted.0 == name && core::ptr::eq(noted.1, site)) {
+            locks.remove(index);
+        }
+    }
+}
+
+/// What makes a foreign call return early: borrowed by the call, and taken out of the list before the borrow ends.
+#[derive(Clone, Copy)]
+pub(crate) struct Interrupt(*const (dyn Fn() + Sync));
+
+impl Interrupt {
+    /// Forgets how long it is borrowed: the call it is for takes it out of the list in time.
+    pub(crate) fn new<'i>(interrupt: &'i (dyn Fn() + Sync)) -> Self {
+        let interrupt: *const (dyn Fn() + Sync + 'i) = interrupt;
+        // SAFETY: only the bound on the lifetime changes.
+        Self(unsafe {
+            core::mem::transmute::<*const (dyn Fn() + Sync + 'i), *const (dyn Fn() + Sync)>(interrupt)
+        })
+    }
+}
+
+// SAFETY: it points to something `Sync`, which lives while the list has it.
+unsafe impl Send for Interrupt {}
+
+impl Header {
+    /// The locks the VM has noted.
+    pub(crate) fn noted_locks(&self) -> Vec<(&'static str, &'static Location<'static>)> {
+        self.locks.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone()
+    }
+
+    /// Adds the interrupt of a call at `depth`.
+    pub(crate) fn begin_interrupt(&self, depth: u32, interrupt: Interrupt) {
+        self.interrupts().0.push((depth, interrupt));
+    }
+
+    /// Takes out the interrupts of calls at `depth` and newer. When it returns, none of them is running.
+    pub(crate) fn end_interrupts(&self, depth: u32) {
+        self.interrupts().0.retain(|(at, _)| *at < depth);
+    }
+
+    /// The interrupts, locked.
+    pub(crate) fn interrupts(&self) -> Interrupts<'_> {
+        Interrupts(self.interrupts.lock().unwrap_or_else(std::sync::PoisonError::into_inner))
+    }
+}
+
+/// The interrupts of one mutator, locked: no call that has one ends meanwhile.
+pub(crate) struct Interrupts<'h>(std::sync::MutexGuard<'h, Vec<(u32, Interrupt)>>);
+
+impl Interrupts<'_> {
+    /// Calls the newest. Says whether there is one.
+    pub(crate) fn call_newest(&self) -> bool {
+        let Some((_, Interrupt(interrupt))) = self.0.last() else { return false };
+        // SAFETY: the call it was borrowed for is in progress: it takes the entry out, under this lock, before it ends.
+        unsafe { (**interrupt)() };
+        true
     }
 }
 

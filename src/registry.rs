@@ -3,9 +3,14 @@
 //! One lock orders attaching, detaching, stopping and resuming. It is held for a few instructions each time, never while waiting for a mutator and never on a
 //! crossing. While a pause is in force the gate is shut: attach and detach wait, so the set of mutators does not change within a pause.
 
+use crate::control::SignalsBlocked;
 use crate::faults::Faults;
 use crate::record::Header;
+use crate::state::ENDED;
 use crate::sync::{Condvar, FenceStrategy, Mutex, MutexGuard, lock, thread_token, wait};
+use crate::vm::Report;
+use core::panic::Location;
+use core::time::Duration;
 
 /// Why a thread could not be attached.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
@@ -20,6 +25,9 @@ pub enum AttachError {
     /// This thread holds a pause of this world: waiting for it to end would wait for ever.
     #[error("this thread holds a pause of this world; end the pause before attaching")]
     PauseHeldHere,
+    /// The world is not open to foreign threads yet.
+    #[error("the world is not open to foreign threads yet; call `World::open` when the VM is ready")]
+    NotOpen,
     /// This thread's thread-local destructors are running: nothing could detach it any more.
     #[error("this thread is exiting; attach before its thread-locals are destroyed")]
     ThreadExiting,
@@ -29,6 +37,33 @@ pub enum AttachError {
 #[derive(Debug)]
 pub(crate) struct PauseHeldHere;
 
+/// Why a mutator that came back may not go on.
+#[derive(Debug)]
+pub(crate) enum Unreleased {
+    /// Its own thread holds the pause.
+    PauseHeldHere,
+    /// The world has ended, and it is to be told so.
+    Ended,
+}
+
+/// What becomes of the first upcall of a foreign thread that comes before [`World::open`](crate::World::open).
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
+pub enum Early {
+    /// It waits.
+    Wait,
+    /// C gets the fallback value, and it is [reported](crate::Report::UpcallBeforeOpen).
+    Refuse,
+}
+
+/// What becomes of a mutator that a shutdown did not wait for, when it comes back from foreign code or polls.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
+pub enum Stragglers {
+    /// Its thread waits for ever: for a process that is about to end.
+    Park,
+    /// It is told once: the foreign call, or the poll, ends with [`UpcallRefused::WorldEnded`](crate::UpcallRefused::WorldEnded). Then it may go on, to clean up and detach.
+    Fail,
+}
+
 /// What the lock protects.
 pub(crate) struct Registry {
     /// The thread that holds the pause in force.
@@ -37,6 +72,10 @@ pub(crate) struct Registry {
     #[cfg(not(loom))]
     pub(crate) asked: Option<std::time::Instant>,
     closed: bool,
+    /// The world is not open to foreign threads yet: what becomes of their upcalls.
+    early: Option<Early>,
+    /// The world has been shut down: what becomes of those that were left.
+    ended: Option<Stragglers>,
     /// The attached mutators; with the stopper while a pause is in force.
     pub(crate) attached: Vec<*const Header>,
     /// How many mutators are attached, wherever the list is.
@@ -46,10 +85,25 @@ pub(crate) struct Registry {
     next_id: u64,
     /// Stoppers waiting for a mutator to settle.
     pub(crate) unsettled: u32,
+    /// Where the pause or handshake in force was asked for.
+    pub(crate) site: Option<&'static Location<'static>>,
 }
 
 // SAFETY: the headers are shared between threads by design (record.rs says who touches what) and live as long as the registry.
 unsafe impl Send for Registry {}
+
+/// When to report, and to whom.
+#[derive(Clone, Copy)]
+pub(crate) struct Watch {
+    /// How long a wait must last.
+    pub(crate) after: Duration,
+    /// Gives a report to the VM.
+    ///
+    /// # Safety
+    ///
+    /// The coordinator is that of the world the watch was made for.
+    pub(crate) report: unsafe fn(&Coordinator, &Report<'_>),
+}
 
 /// The meeting point of one world's mutators and stoppers.
 pub(crate) struct Coordinator {
@@ -58,26 +112,34 @@ pub(crate) struct Coordinator {
     pub(crate) resumed: Condvar,
     /// Signalled when a mutator has published a record on a slow path.
     pub(crate) settled: Condvar,
+    /// Signalled when a mutator has left a world that is being shut down.
+    left: Condvar,
     fence: FenceStrategy,
+    pub(crate) watch: Option<Watch>,
 }
 
 impl Coordinator {
-    pub(crate) fn new(fence: FenceStrategy) -> Self {
+    pub(crate) fn new(fence: FenceStrategy, watch: Option<Watch>, early: Option<Early>) -> Self {
         Self {
             registry: Mutex::new(Registry {
                 holder: None,
                 #[cfg(not(loom))]
                 asked: None,
                 closed: false,
+                ended: None,
+                early,
                 attached: Vec::new(),
                 count: 0,
                 idle: Vec::new(),
                 next_id: 1,
                 unsettled: 0,
+                site: None,
             }),
             resumed: Condvar::new(),
             settled: Condvar::new(),
+            left: Condvar::new(),
             fence,
+            watch,
         }
     }
 
@@ -120,6 +182,47 @@ impl Coordinator {
         None
     }
 
+    /// Waits until nobody wants `header`'s mutator to stop, with the lock held again.
+    ///
+    /// # Errors
+    ///
+    /// The calling thread holds the pause, or the world has ended.
+    pub(crate) fn wait_until_released<'g>(
+        &'g self,
+        header: &Header,
+        mut registry: MutexGuard<'g, Registry>,
+    ) -> Result<MutexGuard<'g, Registry>, Unreleased> {
+        #[cfg(not(loom))]
+        let (began, mut unreported) = (std::time::Instant::now(), self.watch);
+        while header.word.is_stopping() {
+            if registry.holder == Some(thread_token()) {
+                return Err(Unreleased::PauseHeldHere);
+            }
+            if registry.ended == Some(Stragglers::Fail) && header.word.is_ended() {
+                return Err(Unreleased::Ended);
+            }
+            if registry.unsettled > 0 {
+                self.settled.notify_all();
+            }
+            #[cfg(not(loom))]
+            if let Some(watch) = unreported {
+                let waited = began.elapsed();
+                if waited < watch.after {
+                    registry = crate::sync::wait_for(&self.resumed, registry, watch.after - waited);
+                } else {
+                    unreported = None;
+                    let site = registry.site;
+                    drop(registry);
+                    self.report_wait(watch, header, waited, site);
+                    registry = self.lock();
+                }
+                continue;
+            }
+            registry = wait(&self.resumed, registry);
+        }
+        Ok(registry)
+    }
+
     /// Takes a record to use again, if there is one.
     pub(crate) fn take_idle(&self) -> Option<*const Header> {
         self.lock().idle.pop()
@@ -128,6 +231,36 @@ impl Coordinator {
     /// Gives a record back for reuse.
     pub(crate) fn give_idle(&self, header: *const Header) {
         self.lock().idle.push(header);
+    }
+
+    /// Waits until the world is open to foreign threads, or says that it is not.
+    ///
+    /// # Errors
+    ///
+    /// It is not open, and does not let them wait; or it has been shut down meanwhile.
+    pub(crate) fn admit_foreign_thread(&self) -> Result<(), AttachError> {
+        loop {
+            // A handler that makes an upcall must not find the lock held by the thread it interrupts. Signals get through between two rounds.
+            let _blocked = SignalsBlocked::new();
+            let registry = self.lock();
+            match registry.early {
+                None => return Ok(()),
+                _ if registry.closed => return Err(AttachError::Shutdown),
+                Some(Early::Refuse) => return Err(AttachError::NotOpen),
+                #[cfg(not(loom))]
+                Some(Early::Wait) => {
+                    drop(crate::sync::wait_for(&self.resumed, registry, Duration::from_millis(20)));
+                }
+                #[cfg(loom)]
+                Some(Early::Wait) => drop(wait(&self.resumed, registry)),
+            }
+        }
+    }
+
+    /// Opens the world to foreign threads.
+    pub(crate) fn open(&self) {
+        self.lock().early = None;
+        self.resumed.notify_all();
     }
 
     /// Lets a prepared record in, once no pause is in force.
@@ -166,6 +299,9 @@ impl Coordinator {
         if faults.has(Faults::UNGATED_DETACH) && registry.holder.is_some() {
             return Ok(()); // the list is with the stopper, who will find the record gone
         }
+        if registry.closed {
+            self.left.notify_all();
+        }
         registry.attached.swap_remove(index);
         if let Some(&moved) = registry.attached.get(index) {
             // SAFETY: attached records are live; the lock is held.
@@ -179,13 +315,84 @@ impl Coordinator {
         self.lock().closed = true;
     }
 
+    /// Waits until each attached mutator is one that `idle` accepts, at most for `timeout`; then ends the world for all that are left. Returns those
+    /// that `idle` does not accept.
+    ///
+    /// # Errors
+    ///
+    /// The calling thread holds a pause.
+    #[cfg(not(loom))]
+    pub(crate) fn end(
+        &self,
+        timeout: Duration,
+        stragglers: Stragglers,
+        idle: impl Fn(&Header) -> bool,
+    ) -> Result<Vec<&Header>, PauseHeldHere> {
+        let began = std::time::Instant::now();
+        let mut registry = self.lock();
+        loop {
+            registry = self.wait_for_resume(registry)?;
+            // SAFETY: attached records are live.
+            let late =
+                registry.attached.iter().map(|&header| unsafe { &*header }).filter(|header| !idle(header));
+            let late: Vec<_> = late.collect();
+            let Some(remaining) = timeout.checked_sub(began.elapsed()).filter(|_| !late.is_empty()) else {
+                registry.ended = Some(stragglers);
+                for &header in &registry.attached {
+                    // SAFETY: as above.
+                    unsafe { &*header }.word.ask(ENDED);
+                }
+                drop(registry);
+                // From here on, who is foreign sees the bit when it comes back.
+                self.fence.heavy();
+                return Ok(late);
+            };
+            // A foreign thread's last upcall ends without a signal, hence the short waits.
+            registry = crate::sync::wait_for(&self.left, registry, remaining.min(Duration::from_millis(5)));
+        }
+    }
+
     pub(crate) fn is_closed(&self) -> bool {
         self.lock().closed
+    }
+
+    /// The numbers of the attached mutators.
+    ///
+    /// # Errors
+    ///
+    /// The calling thread holds a pause.
+    pub(crate) fn ids(&self) -> Result<Vec<u64>, PauseHeldHere> {
+        let registry = self.wait_for_resume(self.lock())?;
+        // SAFETY: attached records are live; the lock is held, under which `id` is written.
+        Ok(registry.attached.iter().map(|&header| unsafe { (*header).id.get() }).collect())
+    }
+
+    /// Calls the interrupt of the newest call that has one, of the mutator numbered `id`. Says whether there was one.
+    ///
+    /// # Errors
+    ///
+    /// The calling thread holds a pause.
+    pub(crate) fn interrupt(&self, id: u64) -> Result<bool, PauseHeldHere> {
+        let registry = self.wait_for_resume(self.lock())?;
+        // SAFETY: attached records are live; the lock is held, under which `id` is written.
+        let header =
+            registry.attached.iter().map(|&header| unsafe { &*header }).find(|header| header.id.get() == id);
+        let Some(header) = header else { return Ok(false) };
+        // Locked before the registry is let go: until then the mutator cannot detach, and after that its calls cannot end.
+        let interrupts = header.interrupts();
+        drop(registry);
+        Ok(interrupts.call_newest())
     }
 
     /// Returns how many mutators are attached.
     pub(crate) fn attached(&self) -> usize {
         self.lock().count
+    }
+
+    /// Counts one mutator, the others having gone with their threads.
+    #[cfg(all(unix, not(loom)))]
+    pub(crate) fn only_one_left(&self) {
+        self.lock().count = 1;
     }
 
     /// Takes every idle record, to free it.

@@ -8,14 +8,14 @@ use crate::activation::ForeignFrame;
 use crate::errno::Errno;
 use crate::faults::Faults;
 use crate::record::Header;
-use crate::registry::{Coordinator, PauseHeldHere};
+use crate::registry::{Coordinator, Unreleased};
 
 impl Coordinator {
     /// Publishes `frame`, waits for the pause in force to end, and returns managed in the activation whose record is `running`.
     ///
     /// # Errors
     ///
-    /// The calling thread holds the pause itself; then it is published still.
+    /// The calling thread holds the pause itself, or the world has ended; then it is published still.
     #[cold]
     #[inline(never)]
     pub(crate) fn wait_published(
@@ -24,15 +24,31 @@ impl Coordinator {
         frame: *const ForeignFrame,
         running: *const ForeignFrame,
         faults: Faults,
-    ) -> Result<(), PauseHeldHere> {
+    ) -> Result<(), Unreleased> {
         Errno::keep(|| {
             loop {
                 header.word.publish(frame, faults);
-                drop(self.wait_for_resume(self.lock())?);
+                drop(self.wait_until_released(header, self.lock())?);
                 if header.word.retract(running, faults) {
                     return Ok(());
                 }
             }
         })
+    }
+
+    /// Makes managed, for good, a mutator that is being told that the world has ended.
+    ///
+    /// # Errors
+    ///
+    /// As [`wait_published`](Self::wait_published).
+    pub(crate) fn release_ended(
+        &self,
+        header: &Header,
+        frame: *const ForeignFrame,
+        running: *const ForeignFrame,
+        faults: Faults,
+    ) -> Result<(), Unreleased> {
+        header.word.clear(crate::state::ENDED, faults);
+        self.wait_published(header, frame, running, faults)
     }
 }

@@ -92,8 +92,14 @@ pub(crate) struct CrossingWord<F> {
     poll: AtomicU32,
 }
 
-/// A pause wants the mutator to stop.
+/// A pause or a handshake wants the mutator to stop.
 pub(crate) const STOP: u32 = 1;
+
+/// The world has been shut down, and has not waited for this mutator.
+pub(crate) const ENDED: u32 = 4;
+
+/// Something waits for the mutator's next poll; a transition need not stop for it.
+pub(crate) const WAKE: u32 = 2;
 
 /// Set for ever in a world with symmetric fences: "the word was read without a fence; fence and read again". One test of the word so serves
 /// both strategies, and the asymmetric one pays for no other.
@@ -148,7 +154,24 @@ impl<F> CrossingWord<F> {
         if self.poll.load(Ordering::Relaxed) & FENCE_FIRST != 0 && !faults.has(Faults::NO_LIGHT_FENCE) {
             light_fence();
         }
-        self.is_clear()
+        !self.is_stopping()
+    }
+
+    /// Says whether the mutator must stop. Pairs with [`clear`](Self::clear).
+    #[inline(always)]
+    pub(crate) fn is_stopping(&self) -> bool {
+        self.poll.load(Ordering::Acquire) & (STOP | ENDED) != 0
+    }
+
+    /// Says whether the world has ended without this mutator. Pairs with [`ask`](Self::ask); the coordinator's lock orders the rest.
+    pub(crate) fn is_ended(&self) -> bool {
+        self.poll.load(Ordering::Acquire) & ENDED != 0
+    }
+
+    /// Takes the bits that ask for something at the next poll. For its own thread. Pairs with [`ask`](Self::ask).
+    pub(crate) fn take_wake(&self) -> bool {
+        self.poll.load(Ordering::Relaxed) & WAKE != 0
+            && self.poll.fetch_and(!WAKE, Ordering::Acquire) & WAKE != 0
     }
 
     /// The word as its own thread last wrote it; no other writes it.
@@ -173,6 +196,12 @@ impl<F> CrossingWord<F> {
     #[inline(always)]
     pub(crate) fn record(&self) -> *const F {
         self.own().map_addr(|address| address & !MANAGED)
+    }
+
+    /// The record in the word, and whether the mutator is managed. For its own thread.
+    pub(crate) fn newest(&self) -> (*const F, bool) {
+        let word = self.own();
+        (word.map_addr(|address| address & !MANAGED), word.addr() & MANAGED != 0)
     }
 
     /// Says whether the mutator is managed, in the activation whose record is `running`. For its own thread.
@@ -205,9 +234,19 @@ impl<F> CrossingWord<F> {
         if word.addr() & MANAGED == 0 { word } else { ptr::null() }
     }
 
+    /// The record in the word as another thread sees it, managed or not. Pairs with nothing: of the record only what any thread may read is read.
+    pub(crate) fn latest(&self) -> *const F {
+        self.frame.load(Ordering::Acquire).map_addr(|address| address & !MANAGED)
+    }
+
     /// Asks the mutator to do what `bits` say. Ordered against the mutator's state by the stopper's heavy fence, which follows.
     pub(crate) fn ask(&self, bits: u32) {
         self.poll.fetch_or(bits, Ordering::Relaxed);
+    }
+
+    /// Asks its thread to look at its mailbox at the next poll. Publishes what was posted; pairs with [`take_wake`](Self::take_wake).
+    pub(crate) fn wake(&self) {
+        self.poll.fetch_or(WAKE, Ordering::Release);
     }
 
     /// Takes `bits` back, publishing what the collector did. Pairs with [`is_clear`](Self::is_clear).

@@ -106,7 +106,57 @@ macro_rules! thread_local_lazy {
 }
 pub(crate) use thread_local_lazy;
 
+use core::panic::Location;
 use core::sync::atomic::Ordering;
+
+/// A source line that its own thread writes and any thread may read. No protocol hangs on it, so loom does not see it.
+#[derive(Debug, Default)]
+pub(crate) struct SiteCell(core::sync::atomic::AtomicPtr<Location<'static>>);
+
+impl SiteCell {
+    /// Writes it: a plain store on every machine here.
+    #[inline(always)]
+    pub(crate) fn set(&self, site: Option<&'static Location<'static>>) {
+        let site = site.map_or(core::ptr::null_mut(), |site| core::ptr::from_ref(site).cast_mut());
+        // Pairs with `get`, which may see the line of an older crossing.
+        self.0.store(site, Ordering::Relaxed);
+    }
+
+    /// Reads it.
+    pub(crate) fn get(&self) -> Option<&'static Location<'static>> {
+        // SAFETY: null, or made of a `&'static` by `set`; what it points to never changes.
+        unsafe { self.0.load(Ordering::Relaxed).as_ref() }
+    }
+}
+
+/// Counts changes of something that is read without stopping its writer: odd while one is under way. No protocol hangs on it, so loom does not see it.
+#[derive(Debug, Default)]
+pub(crate) struct Changes(core::sync::atomic::AtomicU32);
+
+impl Changes {
+    /// Runs `change`, with readers told to come again. One change at a time.
+    pub(crate) fn during<R>(&self, change: impl FnOnce() -> R) -> R {
+        // Relaxed, and then a fence: the odd number is visible before anything that `change` writes. Pairs with the fence in `unchanged_since`.
+        self.0.store(self.0.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
+        core::sync::atomic::fence(Ordering::Release);
+        let _even = scopeguard::guard((), |()| {
+            // Pairs with the load in `begin`: who sees the even number sees the change.
+            self.0.store(self.0.load(Ordering::Relaxed).wrapping_add(1), Ordering::Release);
+        });
+        change()
+    }
+
+    /// Begins to read; `None` while a change is under way.
+    pub(crate) fn begin(&self) -> Option<u32> {
+        Some(self.0.load(Ordering::Acquire)).filter(|changes| changes % 2 == 0)
+    }
+
+    /// Says whether what was read since `begin` is of one piece.
+    pub(crate) fn unchanged_since(&self, before: u32) -> bool {
+        core::sync::atomic::fence(Ordering::Acquire);
+        self.0.load(Ordering::Relaxed) == before
+    }
+}
 
 /// Locks, whether or not an earlier holder panicked: every critical section of this crate leaves its data whole at each point where
 /// it can unwind, so poisoning carries no news.
@@ -132,6 +182,9 @@ pub(crate) fn wait_for<'g, T>(
 /// A value that names the calling thread for as long as it lives.
 ///
 /// The address of a thread-local: cheaper than [`std::thread::current`], and usable while thread-local destructors run.
+///
+/// Not inlined: a fiber may go on on another thread, and the address of a thread-local computed before must not be used after.
+#[inline(never)]
 pub(crate) fn thread_token() -> usize {
     thread_local_const! { static TOKEN: Cell<u8> = Cell::new(0); }
     TOKEN.with(|token| core::ptr::from_ref(token).addr())
@@ -180,6 +233,13 @@ impl FenceStrategy {
             Self::Symmetric => true,
             Self::Asymmetric => membarrier::registered(),
         }
+    }
+
+    /// Makes a process that has just been forked able to use what its parent could.
+    #[cfg(unix)]
+    pub(crate) fn after_fork() {
+        #[cfg(not(loom))]
+        membarrier::register_again();
     }
 
     /// Says whether the mutator's half is a fence of the processor. Under loom it always is: loom has no `membarrier`.
@@ -231,6 +291,13 @@ mod membarrier {
         })
     }
 
+    pub(super) fn register_again() {
+        if registered() {
+            // Linux hands the registration on to a forked process, and registering twice does no harm. If it fails, the next barrier says so.
+            let _ = membarrier(MembarrierCommand::RegisterPrivateExpedited);
+        }
+    }
+
     pub(super) fn heavy() {
         if membarrier(MembarrierCommand::PrivateExpedited).is_err() {
             // A filter installed after the probe. Going on would let a mutator run through a pause.
@@ -248,6 +315,9 @@ mod membarrier {
         // Under loom both fences are the same; claiming support lets the models run over either value.
         cfg!(loom)
     }
+
+    #[cfg(all(unix, not(loom)))]
+    pub(super) fn register_again() {}
 
     #[cfg(not(loom))]
     pub(super) fn heavy() {

@@ -4,12 +4,13 @@
 //! is one load. `EXIT` has a destructor and is touched on attach and detach only. A thread's destructors run in any order, after which `EXIT` is gone:
 //! then nothing attaches any more.
 
+use crate::control::SignalsBlocked;
 use crate::faults::Faults;
 use crate::pause::Shared;
 use crate::record::{Header, MutatorRecord, Ownership};
-use crate::registry::AttachError;
+use crate::registry::{AttachError, PauseHeldHere};
 use crate::state::{Event, State};
-use crate::sync::{Cell, thread_local_const, thread_local_lazy};
+use crate::sync::{Cell, light_compiler_fence, thread_local_const, thread_local_lazy};
 use crate::unwind;
 use crate::vm::{FrameKind, Report, StackScanner};
 use core::any::TypeId;
@@ -85,7 +86,7 @@ impl Drop for ExitHook {
                     false
                 }
                 Ownership::Attachment => true,
-                Ownership::Nobody | Ownership::Orphan => false,
+                Ownership::Nobody | Ownership::Orphan | Ownership::Fiber => false,
             }
         });
         if !attached.is_empty() {
@@ -173,21 +174,35 @@ fn find<T>(mut f: impl FnMut(&Header) -> Option<T>) -> Option<T> {
     None
 }
 
+/// Calls `f` for each mutator of this thread, newest first. Async-signal-safe if `f` is.
+///
+/// # Errors
+///
+/// What `f` returns.
+pub(crate) fn each_on_thread<E>(mut f: impl FnMut(&Header) -> Result<(), E>) -> Result<(), E> {
+    find(|header| f(header).err()).map_or(Ok(()), Err)
+}
+
 /// Puts a record on this thread's list.
-fn link(header: &Header) {
-    header.next_on_thread.set(NEWEST.with(|newest| newest.replace(header)));
+pub(crate) fn link(header: &Header) {
+    header.next_on_thread.set(NEWEST.with(Cell::get));
+    // A signal handler that reads the list finds it without the record or whole.
+    light_compiler_fence();
+    NEWEST.with(|newest| newest.set(header));
     find_only();
 }
 
 /// Takes a record off this thread's list.
-fn unlink(header: &Header) {
-    let next = header.next_on_thread.replace(ptr::null());
+pub(crate) fn unlink(header: &Header) {
+    let next = header.next_on_thread.get();
     let newer = find(|newer| ptr::eq(newer.next_on_thread.get(), header).then_some(ptr::from_ref(newer)));
     match newer {
         // SAFETY: as in `find`.
         Some(newer) => unsafe { (*newer).next_on_thread.set(next) },
         None => NEWEST.with(|newest| newest.set(next)),
     }
+    light_compiler_fence();
+    header.next_on_thread.set(ptr::null());
     find_only();
 }
 
@@ -269,18 +284,22 @@ pub(crate) fn innermost<V: StackScanner>(sp: usize) -> Innermost<V> {
                 (false, _) if header.native_stack().contains(&sp) => header.call_above::<V>(call, sp),
                 (false, _) => Some(record),
             };
-            let sp = match call {
+            let distance = match call {
                 // A managed one is taken only if there is no other: it is an error to call in on it, and the caller says so.
                 None => usize::MAX,
-                // A foreign thread's mutator between upcalls: it made no call.
-                Some(base) if base.kind.get() == FrameKind::ForeignThread => usize::MAX - 1,
-                // Native stacks grow downwards on every machine here, so the innermost crossing has the lowest stack pointer.
-                Some(call) => call.native_sp::<V>(),
+                Some(frame) => match frame.kind.get() {
+                    // It waits for a fiber: what runs is the fiber's.
+                    FrameKind::Resuming => return None,
+                    // A foreign thread's mutator between upcalls, or a fiber's that has not been entered: it made no call.
+                    FrameKind::ForeignThread => usize::MAX - 1,
+                    // Native stacks grow downwards on every machine here, so the innermost crossing is the next above; one on another stack is far away.
+                    _ => frame.native_sp::<V>().wrapping_sub(sp).min(usize::MAX - 2),
+                },
             };
             let this = Innermost::Of(ptr::from_ref(header).cast());
-            if sp < best.0 || matches!(best.1, Innermost::None) {
-                best = (sp, this);
-            } else if sp == best.0 && sp < usize::MAX - 1 {
+            if distance < best.0 || matches!(best.1, Innermost::None) {
+                best = (distance, this);
+            } else if distance == best.0 && distance < usize::MAX - 1 {
                 best.1 = Innermost::Ambiguous;
             }
         }
@@ -320,6 +339,11 @@ impl<V: StackScanner> Shared<V> {
         if !self.current().is_null() {
             return Err(AttachError::AlreadyAttached);
         }
+        if ownership == Ownership::Thread {
+            self.coordinator.admit_foreign_thread()?;
+        }
+        // A handler that makes an upcall finds this thread attached or not, and no lock held by it.
+        let _blocked = SignalsBlocked::new();
         // Room for the exit hook's entry first: whatever fails after this leaves nothing attached.
         EXIT.try_with(|exit| exit.attached.borrow_mut().reserve(1))
             .map_err(|_| AttachError::ThreadExiting)?;
@@ -359,6 +383,53 @@ impl<V: StackScanner> Shared<V> {
         Ok(record)
     }
 
+    /// Attaches a mutator that is no thread's.
+    ///
+    /// # Errors
+    ///
+    /// See [`AttachError`].
+    pub(crate) fn attach_fiber(&self) -> Result<&Record<V>, AttachError> {
+        let local = self.vm.attach();
+        let header = self.coordinator.take_idle().unwrap_or_else(|| self.new_record());
+        // SAFETY: an idle or new record of this world; nobody else has it.
+        let record = unsafe { &*header.cast::<Record<V>>() };
+        // SAFETY: as above.
+        unsafe { *record.local.get() = Some(local) };
+        let header = &record.header;
+        header.begin(0, 0);
+        header.begin_unbound();
+        header.word.publish(&raw const header.base, V::FAULTS);
+        let undo = scopeguard::guard((), |()| {
+            // SAFETY: not admitted: nobody else has the record.
+            drop(unsafe { (*record.local.get()).take() });
+            self.coordinator.give_idle(header);
+        });
+        self.coordinator.admit(header, V::FAULTS)?;
+        scopeguard::ScopeGuard::into_inner(undo);
+        header.ownership.set(Ownership::Fiber);
+        Ok(record)
+    }
+
+    /// Detaches a fiber's mutator, which nobody runs. If activations of it are suspended, its record stays in memory: frames on the fiber's stack know it.
+    ///
+    /// # Errors
+    ///
+    /// The calling thread holds a pause.
+    pub(crate) fn detach_fiber(&self, record: &Record<V>) -> Result<(), PauseHeldHere> {
+        let header = &record.header;
+        let entered = !header.word.is_published(&raw const header.base);
+        self.coordinator.dismiss(header, V::FAULTS)?;
+        header.end();
+        self.handles.give_back(&header.free_handles);
+        // SAFETY: dismissed, and run by nobody: nobody else has it.
+        let local = unsafe { (*record.local.get()).take() };
+        if !entered {
+            self.coordinator.give_idle(header);
+        }
+        drop(local);
+        Ok(())
+    }
+
     #[cold]
     fn new_record(&self) -> *const Header {
         let record = Box::new(MutatorRecord::<V::Local> {
@@ -386,6 +457,7 @@ impl<V: StackScanner> Shared<V> {
     ///
     /// As [`detach`](Self::detach).
     fn detach_after(&self, header: &Header, jumped: bool) -> Result<(), &'static str> {
+        let _blocked = SignalsBlocked::new();
         let orphan = header.ownership.get() == Ownership::Orphan;
         let base = &raw const header.base;
         match header.ownership.get() {
@@ -401,6 +473,7 @@ impl<V: StackScanner> Shared<V> {
                 return Err("an upcall of it is in progress; detach when the upcall has returned");
             }
             Ownership::Thread | Ownership::Orphan => {}
+            Ownership::Fiber => return Err("it is a fiber's; drop the `Fiber` instead"),
             Ownership::Nobody => return Err("it is not attached"),
         }
         if self.coordinator.dismiss(header, V::FAULTS).is_err() {

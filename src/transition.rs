@@ -8,7 +8,7 @@ use crate::checked::CHECKED;
 use crate::faults::Faults;
 use crate::pause::Shared;
 use crate::record::Header;
-use crate::registry::PauseHeldHere;
+use crate::registry::Unreleased;
 use crate::state::Event;
 use crate::unwind::{self, Payload, Thrown};
 use crate::vm::{Capture, Crossing, FrameKind, Report, Site, StackScanner, UpcallError, UpcallRefused, Vm};
@@ -84,6 +84,8 @@ pub(crate) struct Manner {
     pub(crate) given: bool,
     /// The call has [`Terms`](crate::activation::Terms) of its own.
     pub(crate) terms: bool,
+    /// The call has an interrupt.
+    pub(crate) interruptible: bool,
     /// What the hooks are told.
     pub(crate) crossing: Crossing,
 }
@@ -101,6 +103,9 @@ pub(crate) fn cross_out<V: StackScanner, R>(
     let mut back = scopeguard::guard(true, |unwinding| {
         if manner.terms {
             frame.end_terms();
+        }
+        if manner.interruptible {
+            header.end_interrupts(frame.depth);
         }
         come_back(vm, header, frame, manner.crossing);
         frame.forget_given::<V>(manner.given);
@@ -167,12 +172,33 @@ pub(crate) fn come_back<V: StackScanner>(vm: &V, header: &Header, frame: &Foreig
 #[cold]
 #[inline(never)]
 fn wait_slow<V: StackScanner>(header: &Header, frame: &ForeignFrame) {
-    if header.coordinator().wait_published(header, frame, frame, V::FAULTS).is_err() {
+    match wait_managed::<V>(header, frame) {
+        Ok(()) => {}
+        Err(Unreleased::Ended) => {
+            // Goes on in the managed caller, as an upcall's error does. One that is carried already says more.
+            drop(frame.set_pending(Box::new(UpcallRefused::WorldEnded { call_site: frame.site.get() })));
+        }
         // Inside `run`, safe code stopped the world, kept the pause, and returned: the pause's closure form makes that impossible.
-        unwind::abort(format_args!(
+        Err(Unreleased::PauseHeldHere) => unwind::abort(format_args!(
             "the foreign call at {} returned inside a pause that its own thread holds",
             Site(frame.site.get())
-        ));
+        )),
+    }
+}
+
+/// Waits with `frame` published until its activation may run.
+///
+/// # Errors
+///
+/// The thread holds the pause itself, and is not managed; or the world has ended, and it is managed.
+fn wait_managed<V: StackScanner>(header: &Header, frame: &ForeignFrame) -> Result<(), Unreleased> {
+    let coordinator = header.coordinator();
+    match coordinator.wait_published(header, frame, frame, V::FAULTS) {
+        Err(Unreleased::Ended) => {
+            coordinator.release_ended(header, frame, frame, V::FAULTS)?;
+            Err(Unreleased::Ended)
+        }
+        waited => waited,
     }
 }
 
@@ -188,8 +214,10 @@ pub(crate) fn repair_slow<V: StackScanner>(vm: &V, header: &Header, frame: &Fore
     if let Some(skipped) = running {
         // A call in a skipped upcall was skipped too, and is published still: a stopper may be reading what is released below.
         let skipped = skipped.as_ptr();
+        // SAFETY: the word of an attached mutator holds a live record.
+        let waited = |skipped: *mut ForeignFrame| wait_managed::<V>(header, unsafe { &*skipped });
         if !header.word.retract(skipped, V::FAULTS)
-            && header.coordinator().wait_published(header, skipped, skipped, V::FAULTS).is_err()
+            && matches!(waited(skipped), Err(Unreleased::PauseHeldHere))
         {
             unwind::abort(format_args!(
                 "foreign code jumped out of a pause that its own thread holds, to the foreign call at {}",
@@ -197,24 +225,27 @@ pub(crate) fn repair_slow<V: StackScanner>(vm: &V, header: &Header, frame: &Fore
             ));
         }
     }
+    header.end_interrupts(frame.depth + 1);
     let mut skipped = 0;
     let mut errors = Vec::new();
     // SAFETY: the word of an attached mutator holds a live record of it, and `older` names one.
     let mut record = unsafe { &*header.word.record() };
-    while !ptr::eq(record, frame) {
-        skipped += 1;
-        if record.after.get() != 0 {
-            errors.extend(record.take_pending());
-            record.finish_slow();
+    header.changes.during(|| {
+        while !ptr::eq(record, frame) {
+            skipped += 1;
+            if record.after.get() != 0 {
+                errors.extend(record.take_pending());
+                record.finish_slow();
+            }
+            record.forget_terms();
+            record.forget_policy();
+            record.kind.set(FrameKind::ForeignCall);
+            record.forget_given::<V>(true);
+            header.roots.release_to(record.roots_base.get());
+            // SAFETY: as above; `frame` is older, so the chain does not end before it.
+            record = unsafe { &*record.older };
         }
-        record.forget_terms();
-        record.forget_policy();
-        record.kind.set(FrameKind::ForeignCall);
-        record.forget_given::<V>(true);
-        header.roots.release_to(record.roots_base.get());
-        // SAFETY: as above; `frame` is older, so the chain does not end before it.
-        record = unsafe { &*record.older };
-    }
+    });
     // A leaf call in a skipped upcall was skipped with it; the call that comes back was made in no region.
     header.checked.leave_region();
     // The records are whole again before code of the VM runs.
@@ -241,12 +272,12 @@ pub(crate) fn come_in<V: StackScanner>(header: &Header, frame: &ForeignFrame) ->
 ///
 /// # Errors
 ///
-/// The thread holds the pause itself; it is foreign still.
+/// The thread holds the pause itself, or the world has ended; it is foreign still.
 pub(crate) fn wait_to_come_in<V: StackScanner>(
     header: &Header,
     saved: &ForeignFrame,
     frame: &ForeignFrame,
-) -> Result<(), PauseHeldHere> {
+) -> Result<(), Unreleased> {
     header.coordinator().wait_published(header, saved, frame, V::FAULTS)
 }
 
@@ -288,9 +319,9 @@ pub(crate) fn at_safepoint<V: StackScanner, R>(
     let result = with_capture::<V, R>(frame, anchor, site, || {
         header.word.publish(frame, V::FAULTS);
         let _back = scopeguard::guard((), |()| {
-            let waited = header.word.retract(frame, V::FAULTS)
-                || header.coordinator().wait_published(header, frame, frame, V::FAULTS).is_ok();
-            if !waited {
+            let waited =
+                if header.word.retract(frame, V::FAULTS) { Ok(()) } else { wait_managed::<V>(header, frame) };
+            if matches!(waited, Err(Unreleased::PauseHeldHere)) {
                 header.word.reset(frame);
             }
             frame.kind.set(FrameKind::ForeignCall);
@@ -299,8 +330,16 @@ pub(crate) fn at_safepoint<V: StackScanner, R>(
                 // The panic under way is the one to tell of; an upcall's would resume at the next foreign call instead.
                 // SAFETY: `world` points to the `Shared<V>` whose mutator this is, which outlives it.
                 overtaken(unsafe { &(*header.world.cast::<Shared<V>>()).vm }, frame);
-            } else if !waited {
-                refuse_wait_in_own_pause("a poll", site);
+            } else {
+                match waited {
+                    Ok(()) => {}
+                    Err(Unreleased::PauseHeldHere) => refuse_wait_in_own_pause("a poll", site),
+                    Err(Unreleased::Ended) => {
+                        drop(
+                            frame.set_pending(Box::new(UpcallRefused::WorldEnded { call_site: Some(site) })),
+                        );
+                    }
+                }
             }
         });
         f()

@@ -13,6 +13,8 @@
 
 mod crossing;
 
+pub(crate) use crossing::run_on;
+
 use crate::mutator::Mutator;
 use crate::pause::Shared;
 use crate::thread::only;

@@ -44,6 +44,10 @@ pub trait Vm: Sized + Send + Sync + 'static {
     /// How much of the machine a crossing records when the VM gives no anchor of its own. See [`Capture`].
     const CAPTURE: Capture = Capture::Anchor;
 
+    /// Whether the durations of foreign calls and stops are measured, for [`World::timings`](crate::World::timings). Costs two readings of the clock for each call; nothing
+    /// if `false`, the default.
+    const TIMED: bool = false;
+
     /// Makes the data of a mutator that is being attached. Called on its thread, before it is a mutator: may allocate and block, must not
     /// touch the heap. May panic; then the thread is not attached.
     fn attach(&self) -> Self::Local;
@@ -331,16 +335,27 @@ pub enum FrameKind {
     Safepoint,
     /// It is detaching, or its thread has exited with its attachment leaked: no managed frame is left. What leaked calls declared still counts.
     Leaving,
-    /// A foreign thread that attached itself: there is no managed frame below.
+    /// A foreign thread that attached itself, or a fiber: there is no managed frame below.
     ForeignThread,
+    /// It resumed a fiber.
+    Resuming,
+    /// It is a fiber, and suspended itself.
+    Suspended,
 }
 
 impl FrameKind {
     /// The kind with this number, if there is one.
     pub(crate) fn of(number: u8) -> Option<Self> {
-        [Self::ForeignCall, Self::Safepoint, Self::Leaving, Self::ForeignThread]
-            .into_iter()
-            .find(|kind| *kind as u8 == number)
+        [
+            Self::ForeignCall,
+            Self::Safepoint,
+            Self::Leaving,
+            Self::ForeignThread,
+            Self::Resuming,
+            Self::Suspended,
+        ]
+        .into_iter()
+        .find(|kind| *kind as u8 == number)
     }
 }
 
@@ -351,6 +366,8 @@ impl fmt::Display for FrameKind {
             Self::Safepoint => "safepoint",
             Self::Leaving => "leaving",
             Self::ForeignThread => "foreign thread",
+            Self::Resuming => "resuming a fiber",
+            Self::Suspended => "suspended fiber",
         })
     }
 }
@@ -505,6 +522,12 @@ pub enum UpcallRefused {
         /// The foreign call.
         call_site: Option<&'static Location<'static>>,
     },
+    /// The world was shut down while the foreign call was in progress, or before the poll. No upcall was refused: this is how the call or the poll ends.
+    #[error("the world was shut down, and did not wait for the foreign call or poll at {}", Site(*call_site))]
+    WorldEnded {
+        /// The foreign call or poll.
+        call_site: Option<&'static Location<'static>>,
+    },
     /// The thread holds a pause of the world.
     #[error(
         "an upcall from the foreign call at {} would wait for a pause that this thread holds itself; end the pause first",
@@ -553,6 +576,8 @@ pub enum Report<'r> {
     },
     /// A foreign thread called in after the world was shut down. C got the fallback value.
     UpcallAfterShutdown,
+    /// A foreign thread called in before the world was opened. C got the fallback value.
+    UpcallBeforeOpen,
     /// A foreign thread called in while its thread-locals were being destroyed. C got the fallback value.
     UpcallAtThreadExit,
     /// Foreign code skipped the frames of `skipped` upcalls (`longjmp`, a foreign exception). What they held has been released.
@@ -597,6 +622,100 @@ pub enum Report<'r> {
         /// What the VM says of the object.
         residence: Residence,
     },
+    /// A pause has waited long for a mutator to stop.
+    Straggler(&'r Straggler),
+    /// A thread has waited long for a pause to end.
+    PauseWait(&'r PauseWait),
+}
+
+/// A mutator that does not stop, as a pause that waits for it sees it. See [`WorldBuilder::report_after`](crate::WorldBuilder::report_after).
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Straggler {
+    /// Its number.
+    pub mutator: u64,
+    /// How long the pause has waited for it.
+    pub waited: Duration,
+    /// The last call sites known of it, one for each activation, newest first: of a running activation that of its last crossing, if it made one.
+    pub call_sites: Vec<&'static Location<'static>>,
+    /// The locks it has [noted](crate::Mutator::note_lock), with the place where.
+    pub locks: Vec<(&'static str, &'static Location<'static>)>,
+    /// The mutators that have stopped and hold pins or noted locks: if the straggler waits for one of these, both wait for ever.
+    pub stopped: Vec<PauseWait>,
+}
+
+/// A mutator that waits for a pause to end. See [`WorldBuilder::report_after`](crate::WorldBuilder::report_after).
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct PauseWait {
+    /// Its number.
+    pub mutator: u64,
+    /// How long it has waited; zero where that is not known.
+    pub waited: Duration,
+    /// The foreign call it came back from, or the poll it stopped at.
+    pub call_site: Option<&'static Location<'static>>,
+    /// Which of the two.
+    pub kind: FrameKind,
+    /// How many pins its calls hold.
+    pub pins: usize,
+    /// The locks it has [noted](crate::Mutator::note_lock), with the place where.
+    pub locks: Vec<(&'static str, &'static Location<'static>)>,
+    /// Where the pause was asked for.
+    pub pause_site: Option<&'static Location<'static>>,
+}
+
+impl fmt::Display for Straggler {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "mutator {} has not stopped for {:?}", self.mutator, self.waited)?;
+        match self.call_sites.split_first() {
+            None => f.write_str("; it has made no crossing yet")?,
+            Some((newest, older)) => {
+                write!(f, "; it was last seen at {newest}")?;
+                older
+                    .iter()
+                    .try_for_each(|site| write!(f, ", in an upcall of the foreign call at {site}"))?;
+            }
+        }
+        write_locks(f, &self.locks)?;
+        self.stopped.iter().try_for_each(|held| {
+            write!(f, "; mutator {} has stopped ({}, {})", held.mutator, held.kind, Site(held.call_site))?;
+            write_pins(f, held.pins)?;
+            write_locks(f, &held.locks)
+        })
+    }
+}
+
+impl fmt::Display for PauseWait {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "mutator {} has waited {:?} for the pause asked for at {} to end ({}, {})",
+            self.mutator,
+            self.waited,
+            Site(self.pause_site),
+            self.kind,
+            Site(self.call_site)
+        )?;
+        write_pins(f, self.pins)?;
+        write_locks(f, &self.locks)
+    }
+}
+
+/// # Errors
+///
+/// The formatter's.
+fn write_pins(f: &mut fmt::Formatter<'_>, pins: usize) -> fmt::Result {
+    if pins > 0 { write!(f, ", with {pins} pin(s)") } else { Ok(()) }
+}
+
+/// # Errors
+///
+/// The formatter's.
+fn write_locks(
+    f: &mut fmt::Formatter<'_>,
+    locks: &[(&'static str, &'static Location<'static>)],
+) -> fmt::Result {
+    locks.iter().try_for_each(|(lock, site)| write!(f, ", holding `{lock}` since {site}"))
 }
 
 impl fmt::Display for Report<'_> {
@@ -616,6 +735,9 @@ impl fmt::Display for Report<'_> {
             ),
             Self::UpcallAfterShutdown => {
                 f.write_str("a foreign thread called in after shutdown; C got the fallback value")
+            }
+            Self::UpcallBeforeOpen => {
+                f.write_str("a foreign thread called in before `World::open`; C got the fallback value")
             }
             Self::UpcallAtThreadExit => {
                 f.write_str("a foreign thread called in while it was exiting; C got the fallback value")
@@ -653,6 +775,8 @@ impl fmt::Display for Report<'_> {
                     Residence::Fixed => "root the object",
                 })
             }
+            Self::Straggler(straggler) => straggler.fmt(f),
+            Self::PauseWait(wait) => wait.fmt(f),
         }
     }
 }

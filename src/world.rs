@@ -5,18 +5,20 @@ use crate::handle_table::HandleTable;
 use crate::home::set_home;
 use crate::leaks::Leaks;
 use crate::mutator::{Mutator, MutatorParts};
-use crate::pause::{Shared, StoppedWorld};
+use crate::pause::{Shared, StoppedMutator, StoppedWorld};
 use crate::pin::{PinTable, Pinner};
-use crate::record::Ownership;
-use crate::registry::{AttachError, Coordinator};
-use crate::state::State;
+use crate::record::{Header, Ownership};
+use crate::registry::{AttachError, Coordinator, Early, Stragglers, Watch};
+use crate::state::{ENDED, State};
 use crate::sync::FenceStrategy;
+use crate::timing::{Sites, Timings};
 use crate::transition::refuse_wait_in_own_pause;
-use crate::vm::StackScanner;
+use crate::vm::{Report, StackScanner, Straggler};
 use core::fmt;
 use core::ops::{Deref, DerefMut};
 use core::panic::Location;
 use core::sync::atomic::AtomicBool;
+use core::time::Duration;
 use std::sync::Arc;
 
 /// One VM instance: its heap, its mutators, its pauses. Cloning it makes another handle to the same world.
@@ -36,7 +38,12 @@ impl<V: StackScanner> World<V> {
     /// Starts building a world with choices of its own.
     #[must_use]
     pub fn builder() -> WorldBuilder {
-        WorldBuilder { fence: FenceStrategy::probe(), stack_reserve: STACK_RESERVE }
+        WorldBuilder {
+            fence: FenceStrategy::probe(),
+            stack_reserve: STACK_RESERVE,
+            report_after: None,
+            early: None,
+        }
     }
 
     /// A handle that does not keep the world alive.
@@ -123,6 +130,47 @@ impl<V: StackScanner> World<V> {
     #[track_caller]
     pub fn pause<R>(&self, f: impl FnOnce(&StoppedWorld<'_, V>) -> R) -> R {
         let site = Location::caller();
+        self.refuse_if_managed("Mutator::pause", site);
+        match self.shared.stop(site) {
+            Ok(stopped) => f(&stopped),
+            Err(_) => refuse_wait_in_own_pause("a pause", site),
+        }
+    }
+
+    /// Runs `f` for the mutator numbered `id` while that one is stopped at a safepoint or foreign, and no other. Returns `None` if there is no such mutator. See
+    /// [`Mutator::handshake`], which is for a thread that is managed.
+    ///
+    /// # Panics
+    ///
+    /// If this thread is managed in this world, or holds a pause or a handshake of it already; and with whatever `f` panics with.
+    #[track_caller]
+    pub fn handshake<R>(&self, id: u64, f: impl FnOnce(&StoppedMutator<'_, V>) -> R) -> Option<R> {
+        let site = Location::caller();
+        self.refuse_if_managed("Mutator::handshake", site);
+        let shaken = self.shared.handshake(id, site, f);
+        shaken.unwrap_or_else(|_| refuse_wait_in_own_pause("a handshake", site))
+    }
+
+    /// [`handshake`](Self::handshake) with every mutator that is attached now, one after the other: none waits for another. Returns the results; a mutator that
+    /// detaches meanwhile has none.
+    ///
+    /// # Panics
+    ///
+    /// As [`handshake`](Self::handshake).
+    #[track_caller]
+    pub fn handshake_each<R>(&self, f: impl FnMut(&StoppedMutator<'_, V>) -> R) -> Vec<R> {
+        let site = Location::caller();
+        self.refuse_if_managed("Mutator::handshake_each", site);
+        let shaken = self.shared.handshake_each(site, f);
+        shaken.unwrap_or_else(|_| refuse_wait_in_own_pause("a handshake", site))
+    }
+
+    /// Refuses to stop a mutator from a thread that is managed: it would wait for itself.
+    ///
+    /// # Panics
+    ///
+    /// If this thread is managed in this world.
+    fn refuse_if_managed(&self, instead: &str, site: &'static Location<'static>) {
         // SAFETY: null, or this thread's attached record.
         if let Some(record) = unsafe { self.shared.current().as_ref() } {
             if let Some(region) = record.header.checked.region() {
@@ -135,20 +183,39 @@ impl<V: StackScanner> World<V> {
             assert!(
                 record.header.state() != State::Managed,
                 "reentry: mutator {} cannot be paused at {site} through the world: this thread is managed and would wait for itself; \
-                 use `Mutator::pause`",
+                 use `{instead}`",
                 record.header.id.get()
             );
         }
-        match self.shared.stop() {
-            Ok(stopped) => f(&stopped),
-            Err(_) => refuse_wait_in_own_pause("a pause", site),
-        }
+    }
+
+    /// How long foreign calls took and mutators took to stop, by call site, since the world was made. Empty unless [`Vm::TIMED`](crate::Vm::TIMED).
+    #[must_use]
+    pub fn timings(&self) -> Timings {
+        Timings { in_foreign: self.shared.in_foreign.read(), to_stop: self.shared.to_stop.read() }
+    }
+
+    /// Makes the foreign call that the mutator numbered `id` is in return early, if it is [interruptible](crate::ForeignCall::interruptible): calls its interrupt, on this thread.
+    /// Says whether there was one. Of nested calls it is the newest that has one.
+    ///
+    /// Waits while a pause is in force.
+    ///
+    /// # Errors
+    ///
+    /// If this thread holds the pause.
+    pub fn interrupt(&self, id: u64) -> Result<bool, InterruptError> {
+        self.shared.coordinator.interrupt(id).map_err(|_| InterruptError)
     }
 
     /// Makes this the world of foreign threads that call an [`upcall_fn`](crate::upcall_fn) of this VM type, in place of
     /// any other.
     pub fn adopt_foreign_threads(&self) {
         set_home(&self.shared);
+    }
+
+    /// Lets foreign threads in, if the world was made [closed](WorldBuilder::closed_to_foreign_threads) to them.
+    pub fn open(&self) {
+        self.shared.coordinator.open();
     }
 
     /// Makes an owner of pins that outlive a call. See [`Pinner`]. Where this was called is what [`leaks`](Self::leaks) names it by.
@@ -213,6 +280,45 @@ impl<V: StackScanner> World<V> {
         }
     }
 
+    /// Shuts the world down: lets nobody in any more, asks [interruptible](crate::ForeignCall::interruptible) foreign calls to return, waits at most `timeout` for the mutators of other threads to
+    /// detach, and ends the world for those that have not. Returns who these are; if there are none, nobody but this thread is attached.
+    ///
+    /// After that, an upcall of any of them gets its fallback value and is reported ([`Report::UpcallAfterShutdown`]), for ever; and one that comes back from its foreign call, or
+    /// polls, parks or is told so, as `stragglers` says. Foreign threads between two upcalls are not waited for. The heap stays what it is: nothing of the VM is dropped
+    /// before the last attachment and the last `World` are.
+    ///
+    /// # Panics
+    ///
+    /// If this thread is managed in this world while others are attached (call it through [`ForeignCall::run`](crate::ForeignCall::run), or detach first: they may wait for it), or holds a pause
+    /// of it.
+    #[cfg(not(loom))]
+    #[track_caller]
+    pub fn shutdown_within(&self, timeout: Duration, stragglers: Stragglers) -> Vec<Straggler> {
+        let site = Location::caller();
+        let coordinator = &self.shared.coordinator;
+        coordinator.close();
+        let own = self.shared.current().cast::<Header>();
+        if coordinator.attached() > usize::from(!own.is_null()) {
+            self.refuse_if_managed("ForeignCall::run", site);
+        }
+        let Ok(ids) = coordinator.ids() else { refuse_wait_in_own_pause("a shutdown", site) };
+        for id in ids {
+            // Whether there was something to interrupt makes no difference; that no pause is held here has just been seen.
+            let _ = coordinator.interrupt(id);
+        }
+        let began = std::time::Instant::now();
+        let idle = |header: &Header| core::ptr::eq(header, own) || header.is_idle_foreign_thread();
+        let Ok(late) = coordinator.end(timeout, stragglers, idle) else {
+            refuse_wait_in_own_pause("a shutdown", site)
+        };
+        // This thread knows.
+        // SAFETY: null, or this thread's attached record.
+        if let Some(own) = unsafe { own.as_ref() } {
+            own.word.clear(ENDED, V::FAULTS);
+        }
+        late.into_iter().map(|header| coordinator.straggler(header, began.elapsed())).collect()
+    }
+
     /// Says whether the world has been shut down.
     #[must_use]
     pub fn is_shut_down(&self) -> bool {
@@ -241,6 +347,8 @@ impl<V: StackScanner> fmt::Debug for World<V> {
 pub struct WorldBuilder {
     fence: FenceStrategy,
     stack_reserve: usize,
+    report_after: Option<Duration>,
+    early: Option<Early>,
 }
 
 /// Enough for an upcall that panics. The first message with a backtrace takes 22 KiB (a panic without one 5 KiB; Rust 1.95, x86_64 Linux, the stack painted and looked at
@@ -276,20 +384,52 @@ impl WorldBuilder {
         self
     }
 
+    /// Keeps foreign threads out until [`World::open`], for a VM whose C libraries may call in while it is being set up. Threads that
+    /// [attach](World::attach) themselves are let in.
+    #[must_use]
+    pub fn closed_to_foreign_threads(mut self, early: Early) -> Self {
+        self.early = Some(early);
+        self
+    }
+
+    /// Has a pause that waits longer than `after` for a mutator reported ([`Report::Straggler`]), and a thread that waits longer than that for a pause to end
+    /// ([`Report::PauseWait`]): once for each wait, on the thread that waits, by [`Vm::report`](crate::Vm::report). Otherwise nothing is reported, and no wait looks at a clock for it.
+    #[must_use]
+    pub fn report_after(mut self, after: Duration) -> Self {
+        self.report_after = Some(after);
+        self
+    }
+
     /// Makes the world.
     #[must_use]
     pub fn build<V: StackScanner>(self, vm: V) -> World<V> {
         World {
             shared: Arc::new(Shared {
-                coordinator: Coordinator::new(self.fence),
+                coordinator: Coordinator::new(
+                    self.fence,
+                    self.report_after.map(|after| Watch { after, report: report::<V> }),
+                    self.early,
+                ),
                 vm,
                 pins: Arc::new(PinTable::new()),
                 stack_reserve: self.stack_reserve,
                 handles: HandleTable::new(),
                 leaks_reported: AtomicBool::new(false),
+                in_foreign: Sites::default(),
+                to_stop: Sites::default(),
             }),
         }
     }
+}
+
+/// Gives a report to the VM of a coordinator's world.
+///
+/// # Safety
+///
+/// The coordinator is that of a world of `V`.
+unsafe fn report<V: StackScanner>(coordinator: &Coordinator, report: &Report<'_>) {
+    // SAFETY: a `Shared<V>` begins with its coordinator, and a coordinator is never anywhere else.
+    unsafe { &(*core::ptr::from_ref(coordinator).cast::<Shared<V>>()).vm }.report(report);
 }
 
 /// A thread's part in a world: dropping it detaches the thread. It lends the thread's [`Mutator`].
@@ -333,6 +473,11 @@ impl<V: StackScanner> fmt::Debug for Attachment<V> {
         f.debug_tuple("Attachment").field(&self.parts.lend()).finish()
     }
 }
+
+/// An interrupt was asked for by the thread that holds a pause.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("this thread holds a pause of the world; end the pause before interrupting a call")]
+pub struct InterruptError;
 
 /// Why a thread could not be detached.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]

@@ -29,7 +29,7 @@ use crate::home::home;
 use crate::mutator::{Mutator, MutatorParts};
 use crate::pause::Shared;
 use crate::record::{Header, Ownership};
-use crate::registry::AttachError;
+use crate::registry::{AttachError, Unreleased};
 use crate::state::{Event, State};
 use crate::thread::{Innermost, Record, innermost, is_mine, keep_world};
 use crate::transition::{come_in, describe, go_back_out, hook, repair_slow, wait_to_come_in};
@@ -91,6 +91,20 @@ pub(super) fn cross_in<V: StackScanner, R>(
         return cross_in_out_of_order(record, saved, sp, conduct, body, fallback);
     }
     cross_in_from(record, saved, sp, conduct, body, fallback)
+}
+
+/// The conduct of a fiber's first activation.
+#[derive(Clone, Copy)]
+struct OnFiber;
+
+impl Conduct for OnFiber {
+    const POLICY: Option<ErrorPolicy> = None;
+    const EXCEPTIONS: Exceptions = Exceptions::Stop;
+}
+
+/// Runs `body` as an upcall on a fiber's mutator, on a stack of its own; not at all if the world has ended.
+pub(crate) fn run_on<V: StackScanner>(record: &Record<V>, body: impl FnOnce(&mut Mutator<V>)) {
+    cross_in(record, OnFiber, &mut Some(body), || ());
 }
 
 /// [`cross_in`] from the foreign call whose record is `saved`.
@@ -168,12 +182,23 @@ fn cross_in_waiting<V: StackScanner, R>(
     body: &mut Option<impl FnOnce(&mut Mutator<V>) -> R>,
     fallback: impl FnOnce() -> R,
 ) -> R {
-    if wait_to_come_in::<V>(&record.header, saved, frame).is_err() {
-        // What the way in took, a global lock, is given back: the way back of the foreign call takes it again.
-        hook(|| vm_of::<V>(record).leaving_managed(Crossing::Upcall));
-        let refused = UpcallRefused::PauseHeldHere { call_site: saved.site.get() };
-        refuse::<V>(record, saved, policy_of(conduct), refused);
-        return fallback();
+    match wait_to_come_in::<V>(&record.header, saved, frame) {
+        Ok(()) => {}
+        Err(Unreleased::PauseHeldHere) => {
+            let refused = UpcallRefused::PauseHeldHere { call_site: saved.site.get() };
+            // What the way in took, a global lock, is given back: the way back of the foreign call takes it again.
+            hook(|| vm_of::<V>(record).leaving_managed(Crossing::Upcall));
+            refuse::<V>(record, saved, policy_of(conduct), refused);
+            return fallback();
+        }
+        Err(Unreleased::Ended) => {
+            let vm = vm_of::<V>(record);
+            hook(|| {
+                vm.leaving_managed(Crossing::Upcall);
+                vm.report(&Report::UpcallAfterShutdown);
+            });
+            return fallback();
+        }
     }
     managed_part(record, frame, sp, conduct, body, fallback)
 }
@@ -537,7 +562,10 @@ fn cross_in_attaching<V: StackScanner, R>(
         Ok(record) => return cross_in(record, conduct, body, fallback),
         Err(AttachError::Shutdown) => Report::UpcallAfterShutdown,
         Err(AttachError::ThreadExiting) => Report::UpcallAtThreadExit,
-        Err(error @ (AttachError::PauseHeldHere | AttachError::AlreadyAttached)) => {
+        Err(AttachError::NotOpen) => Report::UpcallBeforeOpen,
+        // By the handler of a signal, while this upcall was on its way to attach.
+        Err(AttachError::AlreadyAttached) => return cross_in_world(shared, conduct, body, fallback),
+        Err(error @ AttachError::PauseHeldHere) => {
             unwind::abort(format_args!("a foreign thread calls in: {error}"))
         }
     };
