@@ -295,10 +295,15 @@ where
     Body: sealed::Body<V, Arguments, R>,
     Fallback: Fn() -> R,
 {
-    // SAFETY: promised by the caller.
-    let (body, fallback) = unsafe { (conjure::<Body>(), conjure::<Fallback>()) };
-    let fallback = || last_resort(fallback);
-    let body = |mutator: &mut Mutator<V>| body.call(mutator, arguments, conduct.policy, fallback);
+    // Both are conjured where they are called: a closure that held references to them would be stored on the way in and loaded, two words at a time, before the body runs.
+    let fallback = || {
+        // SAFETY: promised by the caller.
+        last_resort(unsafe { conjure::<Fallback>() })
+    };
+    let body = move |mutator: &mut Mutator<V>| {
+        // SAFETY: promised by the caller.
+        unsafe { conjure::<Body>() }.call(mutator, arguments, Body::POLICY, fallback)
+    };
     // SAFETY: null, or this thread's attached record of a world of `V`.
     match unsafe { only::<V>().as_ref() } {
         Some(record) => cross_in(record, conduct, body, fallback),
@@ -401,11 +406,11 @@ impl<V: StackScanner, F, R> ClosureData<V, F, R> {
     where
         F: sealed::Body<V, Arguments, R>,
     {
-        let fallback = || {
+        let fallback = move || {
             // SAFETY: `R: Copy`, as `UpcallClosure::with_fallback` asks.
             unsafe { ptr::from_ref(&self.fallback).read() }
         };
-        let body = |mutator: &mut Mutator<V>| self.body.call(mutator, arguments, F::POLICY, fallback);
+        let body = move |mutator: &mut Mutator<V>| self.body.call(mutator, arguments, F::POLICY, fallback);
         let conduct = Conduct { policy: F::POLICY, exceptions: Exceptions::Stop };
         // SAFETY: null, or this thread's attached record of this world.
         match unsafe { self.shared.only().as_ref() } {
