@@ -410,7 +410,14 @@ impl<V: StackScanner, F, R> ClosureData<V, F, R> {
             // SAFETY: `R: Copy`, as `UpcallClosure::with_fallback` asks.
             unsafe { ptr::from_ref(&self.fallback).read() }
         };
-        let body = move |mutator: &mut Mutator<V>| self.body.call(mutator, arguments, F::POLICY, fallback);
+        // It makes its own fallback, and so holds one word less: see `enter_conjured`.
+        let body = move |mutator: &mut Mutator<V>| {
+            let fallback = move || {
+                // SAFETY: as above.
+                unsafe { ptr::from_ref(&self.fallback).read() }
+            };
+            self.body.call(mutator, arguments, F::POLICY, fallback)
+        };
         let conduct = Conduct { policy: F::POLICY, exceptions: Exceptions::Stop };
         // SAFETY: null, or this thread's attached record of this world.
         match unsafe { self.shared.only().as_ref() } {
