@@ -100,23 +100,35 @@ pub(crate) fn cross_out<V: StackScanner, R>(
     f: impl FnOnce() -> R,
 ) -> R {
     leave_managed(vm, header, frame, manner.crossing);
-    let mut back = scopeguard::guard(true, |unwinding| {
-        if manner.terms {
-            frame.end_terms();
-        }
-        if manner.interruptible {
-            header.end_interrupts(frame.depth);
-        }
-        come_back(vm, header, frame, manner.crossing);
-        frame.forget_given::<V>(manner.given);
-        if unwinding && frame.after.get() & after::PENDING != 0 {
-            overtaken(vm, frame);
-        }
-    });
+    // Twice, so that the way back is inlined: one drop for both ways would be a function of its own.
+    let unwinding = scopeguard::guard((), |()| cross_back_unwinding(vm, header, frame, manner));
     let result = f();
-    *back = false;
-    drop(back);
+    scopeguard::ScopeGuard::into_inner(unwinding);
+    cross_back(vm, header, frame, manner);
     result
+}
+
+/// Comes back from [`cross_out`]'s closure.
+#[inline(always)]
+fn cross_back<V: StackScanner>(vm: &V, header: &Header, frame: &ForeignFrame, manner: Manner) {
+    if manner.terms {
+        frame.end_terms();
+    }
+    if manner.interruptible {
+        header.end_interrupts(frame.depth);
+    }
+    come_back(vm, header, frame, manner.crossing);
+    frame.forget_given::<V>(manner.given);
+}
+
+/// [`cross_back`], with a panic under way: it is the one that goes on.
+#[cold]
+#[inline(never)]
+fn cross_back_unwinding<V: StackScanner>(vm: &V, header: &Header, frame: &ForeignFrame, manner: Manner) {
+    cross_back(vm, header, frame, manner);
+    if frame.after.get() & after::PENDING != 0 {
+        overtaken(vm, frame);
+    }
 }
 
 /// Says what an upcall's error is.
