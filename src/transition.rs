@@ -443,10 +443,13 @@ pub(crate) fn with_capture<V: Vm, R>(
 
 /// [`with_capture`] for a conservative collector: through the assembly routine that writes the registers down.
 ///
+/// Inlined, so that the stack pointer and the registers written down are those of the function that calls C. A frame of its own would be gone before C runs where the foreign state is entered
+/// by hand: the crossing would lie below C's frames, and what it had saved of the caller's registers would be overwritten.
+///
 /// # Panics
 ///
 /// With what `f` panics with.
-#[inline(never)]
+#[inline(always)]
 fn with_registers<R, F: FnOnce() -> R>(frame: &ForeignFrame, anchor: Option<Anchor>, f: F) -> R {
     struct Call<'f, F, R> {
         frame: &'f ForeignFrame,

@@ -18,11 +18,11 @@ use reentry::testkit::bytecode::{Function, Program};
 use reentry::testkit::heap::Fate;
 use reentry::testkit::{Correct, FaultSet, NativeResult, Ref, TestVm, Trap, Value};
 use reentry::{
-    Crossing, ErrorPolicy, FenceStrategy, ForeignCall, FrameKind, MachineState, Mutator, Report, RootVisitor,
-    Segment, StackScanner, Throwing, UpcallClosure, Vm, World, upcall_fn, upcall_fn_or,
+    Capture, Crossing, ErrorPolicy, FenceStrategy, ForeignCall, FrameKind, MachineState, Mutator, Report,
+    RootVisitor, Segment, StackScanner, Throwing, UpcallClosure, Vm, World, upcall_fn, upcall_fn_or,
 };
 use reentry_foreign::{
-    Large, foreign_call_back_last, foreign_jump, foreign_land, foreign_land_and_call,
+    Large, foreign_call_back, foreign_call_back_last, foreign_jump, foreign_land, foreign_land_and_call,
     foreign_land_and_call_below, foreign_land_and_call_large, foreign_land_and_call_wide,
     foreign_land_elsewhere, foreign_land_large_and_call, foreign_land_many, foreign_land_wide_and_call,
 };
@@ -1073,4 +1073,75 @@ fn with_two_worlds_on_a_thread_an_upcall_after_a_jump_comes_in_where_c_is() {
         );
         assert_text(&b, object, "an object of world b");
     }
+}
+
+/// A VM whose crossings write the callee-saved registers down, through an assembly routine with a frame of its own around it.
+struct Conservative(Mutex<Vec<String>>);
+
+impl Vm for Conservative {
+    type Ref = usize;
+    type Local = ();
+    type Exception = core::convert::Infallible;
+    const CAPTURE: Capture = Capture::Registers;
+
+    fn attach(&self) {}
+
+    fn report(&self, report: &Report<'_>) {
+        self.0.lock().unwrap().push(report.to_string());
+    }
+}
+
+// SAFETY: S1, S2: no frame holds a reference. S3 to S5: it does nothing. S6: no fault.
+unsafe impl StackScanner for Conservative {
+    fn scan_segment(&self, (): &(), _: &Segment<'_>, _: &mut dyn RootVisitor<usize>) {}
+}
+
+/// The stack pointer of the function this is inlined into.
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+#[inline(always)]
+fn stack_pointer() -> usize {
+    let sp: usize;
+    // SAFETY: it copies a register.
+    unsafe {
+        #[cfg(target_arch = "x86_64")]
+        core::arch::asm!("mov {}, rsp", out(reg) sp, options(nomem, nostack, preserves_flags));
+        #[cfg(target_arch = "aarch64")]
+        core::arch::asm!("mov {}, sp", out(reg) sp, options(nomem, nostack, preserves_flags));
+    }
+    sp
+}
+
+/// The foreign state entered by hand: whatever wrote the registers down has returned before C is called, so it must have had no frame of its own. With one, the crossing would lie below C's
+/// frames: an upcall with a small frame would look like one after a jump, and a caller's registers would have been saved where C writes over them.
+#[test]
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+fn foreign_code_entered_by_hand_lies_below_its_crossing() {
+    thread_local! { static SP: core::cell::Cell<usize> = const { core::cell::Cell::new(0) }; }
+    fn look(mutator: &mut Mutator<Conservative>, x: c_int) -> c_int {
+        let crossing = mutator.pause(|stopped| {
+            let this = stopped.mutators().next().unwrap();
+            this.activations().nth(1).unwrap().segment().unwrap().words().start
+        });
+        assert_eq!(crossing, SP.get(), "the crossing is the frame's that entered");
+        if x == 0 { mutator.depth() as c_int } else { enter_and_call_back(mutator, x - 1) }
+    }
+    #[inline(never)]
+    fn enter_and_call_back(mutator: &mut Mutator<Conservative>, x: c_int) -> c_int {
+        let mut call = mutator.foreign_call();
+        call.root(17);
+        let look = upcall_fn(look);
+        SP.set(stack_pointer());
+        // SAFETY: the mutator is not used until the guard is dropped, and what is called is called from here.
+        let foreign = unsafe { call.enter() };
+        // SAFETY: the callback takes an `int` and gives one. C jumps to it, so that it stands directly below this frame.
+        let depth = unsafe { foreign_call_back(look, x) };
+        drop(foreign);
+        depth
+    }
+    let world = World::new(Conservative(Mutex::default()));
+    let mut mutator = world.attach().unwrap();
+    for levels in 0..3 {
+        assert_eq!(enter_and_call_back(&mut mutator, levels), levels + 1);
+    }
+    assert_eq!(*world.vm().0.lock().unwrap(), Vec::<String>::new());
 }
