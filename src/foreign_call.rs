@@ -189,10 +189,6 @@ impl<'m, V: StackScanner> ForeignCall<'m, V> {
         &self.shared().vm
     }
 
-    fn in_foreign(&self) -> &'m Sites {
-        &self.shared().in_foreign
-    }
-
     /// Gives the walk of this activation its start: for a VM with frames of its own. The scanner gets what is given here, unchecked (obligation
     /// S7 of [`StackScanner`]). Otherwise the machine's registers are captured
     /// by `run`, as [`Vm::CAPTURE`](crate::Vm::CAPTURE) says.
@@ -487,8 +483,17 @@ impl<'m, V: StackScanner> ForeignCall<'m, V> {
     /// The crossing out and back.
     #[inline(always)]
     fn cross<R>(&mut self, site: &'static Location<'static>, f: impl FnOnce() -> R) -> R {
+        if V::TIMED {
+            let _timed = Timed { sites: &self.shared().in_foreign, site, began: Instant::now() };
+            return self.cross_untimed(site, f);
+        }
+        self.cross_untimed(site, f)
+    }
+
+    /// [`cross`](Self::cross), without a look at a clock.
+    #[inline(always)]
+    fn cross_untimed<R>(&mut self, site: &'static Location<'static>, f: impl FnOnce() -> R) -> R {
         let (header, frame, vm) = (self.header(), self.frame, self.vm());
-        let _timed = V::TIMED.then(|| Timed { sites: self.in_foreign(), site, began: Instant::now() });
         let manner = self.prepare(site);
         // Until `f` has returned: if it unwinds, the drop must look at the record.
         let unfinished = core::mem::replace(&mut self.unfinished, true);
