@@ -115,6 +115,12 @@ impl AnchorCell {
         )
     }
 
+    /// Reads its stack pointer alone.
+    #[inline(always)]
+    pub(crate) fn sp(&self) -> usize {
+        self.sp.load(Ordering::Relaxed)
+    }
+
     /// Writes it: three plain stores.
     #[inline(always)]
     pub(crate) fn set(&self, anchor: Anchor) {
@@ -277,7 +283,7 @@ impl ForeignFrame {
     /// The machine stack pointer at the crossing. A captured anchor has it already, which spares a store.
     pub(crate) fn native_sp<V: Vm>(&self) -> usize {
         match (V::CAPTURE, self.machine_sp.get()) {
-            (Capture::Anchor, 0) => self.anchor.get().sp,
+            (Capture::Anchor, 0) => self.anchor.sp(),
             (_, sp) => sp,
         }
     }

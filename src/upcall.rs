@@ -24,7 +24,7 @@ use core::ffi::c_void;
 use core::fmt;
 use core::marker::PhantomData;
 use core::ptr::{self, NonNull};
-use crossing::{Conduct, Exceptions, cross_in, cross_in_somewhere, cross_in_world, throw};
+use crossing::{Conduct, Exceptions, Once, cross_in, cross_in_somewhere, cross_in_world, throw};
 use std::sync::Arc;
 
 /// What C can call: a function or closure that takes a [`Mutator`] and up to twelve C arguments, and returns what C gets; or one of these wrapped in [`Throwing`], [`Aborting`] or
@@ -357,7 +357,7 @@ where
         // SAFETY: promised by the caller.
         last_resort(unsafe { conjure::<Fallback>() })
     };
-    let mut body = Some(move |mutator: &mut Mutator<V>| {
+    let mut body = Once::new(move |mutator: &mut Mutator<V>| {
         // SAFETY: promised by the caller.
         let body = unsafe { conjure::<Body>() };
         body.call(mutator, arguments, Body::POLICY, fallback)
@@ -407,6 +407,45 @@ where
 {
     const POLICY: Option<ErrorPolicy> = Body::POLICY;
     const EXCEPTIONS: Exceptions = E::EXCEPTIONS;
+}
+
+/// Runs the body of an upcall.
+///
+/// # Safety
+///
+/// It has not been run.
+///
+/// # Panics
+///
+/// With what the body panics with.
+#[inline(always)]
+unsafe fn run<V: StackScanner, R>(
+    body: &mut Once<impl FnOnce(&mut Mutator<V>) -> R>,
+    mutator: &mut Mutator<V>,
+) -> R {
+    // SAFETY: promised by the caller.
+    let body = unsafe { body.take() };
+    body(mutator)
+}
+
+/// [`run`] in a frame of its own.
+///
+/// Here, beside the functions C calls, so that it is compiled with them: of a body that cannot panic, for example, they know it.
+///
+/// # Safety
+///
+/// As for [`run`].
+///
+/// # Panics
+///
+/// With what the body panics with.
+#[inline(never)]
+unsafe fn run_outlined<V: StackScanner, R>(
+    body: &mut Once<impl FnOnce(&mut Mutator<V>) -> R>,
+    mutator: &mut Mutator<V>,
+) -> R {
+    // SAFETY: promised by the caller.
+    unsafe { run(body, mutator) }
 }
 
 /// Makes a plain C function pointer of a function item (or of a closure that captures nothing).
@@ -511,7 +550,7 @@ impl<V: StackScanner, F, R> ClosureData<V, F, R> {
     where
         F: sealed::Body<V, Arguments, R>,
     {
-        let mut body = Some(move |mutator: &mut Mutator<V>| {
+        let mut body = Once::new(move |mutator: &mut Mutator<V>| {
             self.body.call(mutator, arguments, F::POLICY, self.fallback())
         });
         let conduct = ConductOf::<V, F, Arguments, R, E>(PhantomData);

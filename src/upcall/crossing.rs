@@ -19,6 +19,7 @@
 //! nothing. It counts as one of the skipped call until C comes back (`guide::jumps`). The other error, to release a call that is not over, cannot happen: C that was called
 //! from below a crossing has its stack pointer below.
 
+use super::{run, run_outlined};
 use crate::activation::{ForeignFrame, Upcalls};
 use crate::arch;
 use crate::chain;
@@ -36,6 +37,7 @@ use crate::transition::{come_in, describe, go_back_out, hook, repair_slow, wait_
 use crate::unwind::{self, Payload, Thrown};
 use crate::vm::{Capture, Crossing, ErrorPolicy, FrameKind, Report, Site, StackScanner, UpcallRefused};
 use core::any::type_name;
+use core::mem::{ManuallyDrop, MaybeUninit, needs_drop};
 use core::panic::Location;
 use std::sync::Arc;
 
@@ -77,7 +79,7 @@ fn exceptions_of<C: Conduct>(_: C) -> Exceptions {
 pub(super) fn cross_in<V: StackScanner, R>(
     record: &Record<V>,
     conduct: impl Conduct,
-    body: &mut Option<impl FnOnce(&mut Mutator<V>) -> R>,
+    body: &mut Once<impl FnOnce(&mut Mutator<V>) -> R>,
     fallback: impl FnOnce() -> R,
 ) -> R {
     let header = &record.header;
@@ -104,7 +106,7 @@ impl Conduct for OnFiber {
 
 /// Runs `body` as an upcall on a fiber's mutator, on a stack of its own; not at all if the world has ended.
 pub(crate) fn run_on<V: StackScanner>(record: &Record<V>, body: impl FnOnce(&mut Mutator<V>)) {
-    cross_in(record, OnFiber, &mut Some(body), || ());
+    cross_in(record, OnFiber, &mut Once::new(body), || ());
 }
 
 /// [`cross_in`] from the foreign call whose record is `saved`.
@@ -114,7 +116,7 @@ fn cross_in_from<V: StackScanner, R>(
     saved: &ForeignFrame,
     sp: usize,
     conduct: impl Conduct,
-    body: &mut Option<impl FnOnce(&mut Mutator<V>) -> R>,
+    body: &mut Once<impl FnOnce(&mut Mutator<V>) -> R>,
     fallback: impl FnOnce() -> R,
 ) -> R {
     // SAFETY: null, or a live record of this mutator.
@@ -132,7 +134,7 @@ fn cross_in_at<V: StackScanner, R>(
     frame: &ForeignFrame,
     sp: usize,
     conduct: impl Conduct,
-    body: &mut Option<impl FnOnce(&mut Mutator<V>) -> R>,
+    body: &mut Once<impl FnOnce(&mut Mutator<V>) -> R>,
     fallback: impl FnOnce() -> R,
 ) -> R {
     entering::<V>(record);
@@ -150,7 +152,7 @@ fn cross_in_on_terms<V: StackScanner, R>(
     saved: &ForeignFrame,
     sp: usize,
     conduct: impl Conduct,
-    body: &mut Option<impl FnOnce(&mut Mutator<V>) -> R>,
+    body: &mut Once<impl FnOnce(&mut Mutator<V>) -> R>,
     fallback: impl FnOnce() -> R,
 ) -> R {
     let terms = saved.terms();
@@ -179,7 +181,7 @@ fn cross_in_waiting<V: StackScanner, R>(
     frame: &ForeignFrame,
     sp: usize,
     conduct: impl Conduct,
-    body: &mut Option<impl FnOnce(&mut Mutator<V>) -> R>,
+    body: &mut Once<impl FnOnce(&mut Mutator<V>) -> R>,
     fallback: impl FnOnce() -> R,
 ) -> R {
     match wait_to_come_in::<V>(&record.header, saved, frame) {
@@ -211,7 +213,7 @@ fn cross_in_out_of_order<V: StackScanner, R>(
     saved: &ForeignFrame,
     sp: usize,
     conduct: impl Conduct,
-    body: &mut Option<impl FnOnce(&mut Mutator<V>) -> R>,
+    body: &mut Once<impl FnOnce(&mut Mutator<V>) -> R>,
     fallback: impl FnOnce() -> R,
 ) -> R {
     let header = &record.header;
@@ -243,7 +245,7 @@ fn cross_in_managed<V: StackScanner, R>(
     record: &Record<V>,
     sp: usize,
     conduct: impl Conduct,
-    body: &mut Option<impl FnOnce(&mut Mutator<V>) -> R>,
+    body: &mut Once<impl FnOnce(&mut Mutator<V>) -> R>,
     fallback: impl FnOnce() -> R,
 ) -> R {
     let header = &record.header;
@@ -292,7 +294,7 @@ fn managed_part<V: StackScanner, R>(
     frame: &ForeignFrame,
     sp: usize,
     conduct: impl Conduct,
-    body: &mut Option<impl FnOnce(&mut Mutator<V>) -> R>,
+    body: &mut Once<impl FnOnce(&mut Mutator<V>) -> R>,
     fallback: impl FnOnce() -> R,
 ) -> R {
     // No panic unwinds from here on: the body is stopped, and a fallback that panics aborts (`extern "C"`).
@@ -308,8 +310,10 @@ fn managed_part<V: StackScanner, R>(
         let mutator = parts.lend_mut();
         match V::CAPTURE {
             // Native frames of the body must lie below `entry_sp`, so it must not be inlined into this frame.
-            Capture::Anchor | Capture::Registers => run_outlined(body, mutator),
-            Capture::Nothing => run(body, mutator),
+            // SAFETY: of the ways through an upcall only this one runs the body, here or in the arm below, and none leads here twice.
+            Capture::Anchor | Capture::Registers => unsafe { run_outlined(body, mutator) },
+            // SAFETY: as above.
+            Capture::Nothing => unsafe { run(body, mutator) },
         }
     };
     let outcome = match exceptions_of(conduct) {
@@ -372,31 +376,48 @@ fn letting_exceptions_pass<V: StackScanner, R>(
     result
 }
 
-/// Runs the body of an upcall.
+/// The body of an upcall, at one place until it is run, or dropped if it is not.
 ///
-/// # Panics
-///
-/// With what the body panics with.
-#[inline(always)]
-fn run<V: StackScanner, R>(
-    body: &mut Option<impl FnOnce(&mut Mutator<V>) -> R>,
-    mutator: &mut Mutator<V>,
-) -> R {
-    let body = body.take().expect("an upcall runs once");
-    body(mutator)
+/// Aligned so that it is never the lowest word of a frame by itself: such a frame is given up by popping that word, and a body of a few bytes, just written, would be read as eight (3 ns).
+#[repr(align(16))]
+pub(super) struct Once<F> {
+    body: ManuallyDrop<F>,
+    /// Written only where it makes a difference.
+    taken: MaybeUninit<bool>,
 }
 
-/// [`run`] in a frame of its own.
-///
-/// # Panics
-///
-/// With what the body panics with.
-#[inline(never)]
-fn run_outlined<V: StackScanner, R>(
-    body: &mut Option<impl FnOnce(&mut Mutator<V>) -> R>,
-    mutator: &mut Mutator<V>,
-) -> R {
-    run(body, mutator)
+impl<F> Once<F> {
+    #[inline(always)]
+    pub(super) fn new(body: F) -> Self {
+        let taken = if needs_drop::<F>() { MaybeUninit::new(false) } else { MaybeUninit::uninit() };
+        Self { body: ManuallyDrop::new(body), taken }
+    }
+
+    /// # Safety
+    ///
+    /// It is taken once.
+    #[inline(always)]
+    pub(super) unsafe fn take(&mut self) -> F {
+        if needs_drop::<F>() {
+            self.taken.write(true);
+        }
+        // SAFETY: promised by the caller; `drop` sees that it is gone.
+        unsafe { ManuallyDrop::take(&mut self.body) }
+    }
+}
+
+impl<F> Drop for Once<F> {
+    #[inline(always)]
+    fn drop(&mut self) {
+        if needs_drop::<F>() {
+            // SAFETY: written by `new`.
+            let taken = unsafe { self.taken.assume_init() };
+            if !taken {
+                // SAFETY: not taken.
+                unsafe { ManuallyDrop::drop(&mut self.body) };
+            }
+        }
+    }
 }
 
 /// Does with the error of an upcall what the policy says: the upcall function's own, else that of the foreign call it ran in.
@@ -502,7 +523,7 @@ fn abort_managed<V: StackScanner>(record: &Record<V>) -> ! {
 #[inline(never)]
 pub(super) fn cross_in_somewhere<V: StackScanner, R>(
     conduct: impl Conduct,
-    body: &mut Option<impl FnOnce(&mut Mutator<V>) -> R>,
+    body: &mut Once<impl FnOnce(&mut Mutator<V>) -> R>,
     fallback: impl FnOnce() -> R,
 ) -> R {
     match innermost::<V>(arch::stack_pointer()) {
@@ -526,7 +547,7 @@ pub(super) fn cross_in_somewhere<V: StackScanner, R>(
 pub(super) fn cross_in_world<V: StackScanner, R>(
     shared: &Arc<Shared<V>>,
     conduct: impl Conduct,
-    body: &mut Option<impl FnOnce(&mut Mutator<V>) -> R>,
+    body: &mut Once<impl FnOnce(&mut Mutator<V>) -> R>,
     fallback: impl FnOnce() -> R,
 ) -> R {
     // SAFETY: null, or this thread's attached record of this world.
@@ -542,7 +563,7 @@ pub(super) fn cross_in_world<V: StackScanner, R>(
 fn cross_in_attaching<V: StackScanner, R>(
     shared: &Arc<Shared<V>>,
     conduct: impl Conduct,
-    body: &mut Option<impl FnOnce(&mut Mutator<V>) -> R>,
+    body: &mut Once<impl FnOnce(&mut Mutator<V>) -> R>,
     fallback: impl FnOnce() -> R,
 ) -> R {
     let attached = match unwind::stop(|| shared.attach(Ownership::Thread, 0)) {
