@@ -75,7 +75,9 @@ pub(super) fn cross_in<V: StackScanner, R>(
     cross_in_from(record, saved, sp, conduct, body, fallback)
 }
 
-/// Runs `body` as an upcall on a fiber's mutator, on a stack of its own; not at all if the world has ended.
+/// Runs `body` as an upcall on a fiber's mutator, on a stack of its own; not at all if the world has ended. Not inlined, as it reads thread-locals: see
+/// [`thread_token`](crate::sync::thread_token).
+#[inline(never)]
 pub(crate) fn run_on<V: StackScanner>(record: &Record<V>, body: impl FnOnce(&mut Mutator<V>)) {
     let conduct = Conduct { policy: None, exceptions: Exceptions::Stop };
     cross_in(record, conduct, body, || ());
@@ -128,6 +130,9 @@ fn cross_in_on_terms<V: StackScanner, R>(
     fallback: impl FnOnce() -> R,
 ) -> R {
     let terms = saved.terms();
+    if matches!(saved.kind.get(), FrameKind::Suspended | FrameKind::Resuming) {
+        abort_switched::<V>(record, saved);
+    }
     if terms.upcalls == Upcalls::Forbidden {
         let refused = UpcallRefused::Forbidden { call_site: saved.site.get() };
         refuse::<V>(record, saved, conduct, refused);
@@ -418,6 +423,18 @@ impl<V: StackScanner> Mutator<V> {
         };
         carry(self.vm(), call, None, Box::new(Thrown(exception)));
     }
+}
+
+/// Nothing runs on a stack that was switched away from: were an upcall let in, its activation would lie above frames that go on before it ends.
+#[cold]
+#[inline(never)]
+fn abort_switched<V: StackScanner>(record: &Record<V>, saved: &ForeignFrame) -> ! {
+    unwind::abort(format_args!(
+        "mutator {} cannot receive an upcall: it is {} at {}; call upcall functions on the stack of the fiber that runs",
+        record.header.id.get(),
+        if saved.kind.get() == FrameKind::Suspended { "a suspended fiber" } else { "waiting for the fiber it resumed" },
+        Site(saved.site.get())
+    ))
 }
 
 #[cold]
