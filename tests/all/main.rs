@@ -2,6 +2,7 @@
 #![expect(clippy::missing_panics_doc, reason = "a test fails by panicking")]
 
 mod anchors;
+mod fibers;
 mod founding;
 mod hostile;
 mod hosts;
@@ -16,6 +17,10 @@ mod qsort;
 mod reentry;
 mod references;
 mod relocation;
+mod shadow;
+mod stacks;
+mod strand;
 mod threads;
+mod two_worlds;
 mod walker;
 mod witness;
