@@ -1,7 +1,7 @@
 //! Compiles the C side.
 
 fn main() {
-    let sources = ["c/calls.c", "c/crossings.c", "c/founding.c", "c/threads.c"];
+    let sources = ["c/calls.c", "c/crossings.c", "c/founding.c", "c/threads.c", "c/contexts.c"];
     cc::Build::new()
         .files(sources)
         .std("c11")

@@ -107,4 +107,6 @@ foreign! {
     fn foreign_give(disguised: usize, key: usize, callback: extern "C" fn(usize) -> c_int) -> c_int;
     /// `callback` with `disguised ^ key` in the third word of a struct passed by value.
     fn foreign_give_struct(disguised: usize, key: usize, callback: extern "C" fn(Quad) -> c_int) -> c_int;
+    /// `callback(x)` on a stack of `bytes` bytes that C makes with `makecontext`; its lowest address and its end go to `bounds`, two words.
+    fn foreign_call_back_on_context(callback: Callback, x: c_int, bytes: usize, bounds: *mut usize) -> c_int;
 }
