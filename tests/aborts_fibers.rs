@@ -105,8 +105,9 @@ fn a_fiber_switched_away_from_while_it_waits_for_another_aborts() {
         &["the fiber resumed at", "while it was waiting for a fiber that it had resumed"],
         |world| {
             let inner = world.fiber().unwrap();
-            let mut strand =
-                Strand::new(&world, move |mutator: &mut Mutator<Small>| mutator.resume(&inner, switch_back).unwrap());
+            let mut strand = Strand::new(&world, move |mutator: &mut Mutator<Small>| {
+                mutator.resume(&inner, switch_back).unwrap()
+            });
             let _ = strand.resume(&mut world.attach().unwrap());
         },
     );
@@ -143,7 +144,10 @@ fn a_stack_switched_to_inside_the_resumption_of_another_fiber_aborts() {
 }
 
 /// Not a word of unsafe code: the stack enters its fiber by an upcall, and borrows nothing of it.
-fn suspended_by_an_upcall(world: &World<Small>, mutator: &mut Mutator<Small>) -> (Fiber<Small>, Coroutine<(), (), ()>) {
+fn suspended_by_an_upcall(
+    world: &World<Small>,
+    mutator: &mut Mutator<Small>,
+) -> (Fiber<Small>, Coroutine<(), (), ()>) {
     let fiber = world.fiber().unwrap();
     let of = world.clone();
     let mut stack = Coroutine::new(move |yielder, ()| {
@@ -168,7 +172,11 @@ thread_local! { static YIELDER: core::cell::Cell<usize> = const { core::cell::Ce
 fn a_stack_unwound_after_its_fiber_was_dropped_aborts() {
     aborts(
         "a_stack_unwound_after_its_fiber_was_dropped_aborts",
-        &["was dropped with 1 activation(s) suspended", "reentry: fatal: the fiber suspended at", "or after its `Fiber` was dropped"],
+        &[
+            "was dropped with 1 activation(s) suspended",
+            "reentry: fatal: the fiber suspended at",
+            "or after its `Fiber` was dropped",
+        ],
         |world| {
             let mut mutator = world.attach().unwrap();
             let (fiber, stack) = suspended_by_an_upcall(&world, &mut mutator);

@@ -432,7 +432,11 @@ fn abort_switched<V: StackScanner>(record: &Record<V>, saved: &ForeignFrame) -> 
     unwind::abort(format_args!(
         "mutator {} cannot receive an upcall: it is {} at {}; call upcall functions on the stack of the fiber that runs",
         record.header.id.get(),
-        if saved.kind.get() == FrameKind::Suspended { "a suspended fiber" } else { "waiting for the fiber it resumed" },
+        if saved.kind.get() == FrameKind::Suspended {
+            "a suspended fiber"
+        } else {
+            "waiting for the fiber it resumed"
+        },
         Site(saved.site.get())
     ))
 }

@@ -12,8 +12,8 @@ use corosensei::Coroutine;
 use reentry::testkit::bytecode::{Function, Program};
 use reentry::testkit::{Guard, NativeResult, TestVm, Value};
 use reentry::{
-    AttachError, Errno, FiberError, FrameKind, Mutator, Sample, StackScanner, Stragglers, Throwing, UpcallClosure,
-    World, sample_thread, upcall_fn, upcall_fn_or,
+    AttachError, Errno, FiberError, FrameKind, Mutator, Sample, StackScanner, Stragglers, Throwing,
+    UpcallClosure, World, sample_thread, upcall_fn, upcall_fn_or,
 };
 use reentry_foreign::{foreign_call_back, foreign_call_back_last, foreign_fail};
 use std::cell::RefCell;
@@ -222,7 +222,8 @@ fn interpreter_frames_of_a_suspended_fiber_are_walked_at_their_call_and_follow_t
             });
             let chain: Vec<_> = view.chain.iter().map(crate::witness::Seen::summary).collect();
             let call = (1, FrameKind::ForeignCall, "main", 2);
-            let expected = [(2, FrameKind::Suspended, "idle", 0), call, (0, FrameKind::ForeignThread, "idle", 0)];
+            let expected =
+                [(2, FrameKind::Suspended, "idle", 0), call, (0, FrameKind::ForeignThread, "idle", 0)];
             assert_eq!(chain, expected, "{guard:?}");
             assert!(view.find(b"live across the call").is_some() && view.find(b"an argument").is_some());
             stacks.push(view.stack);
@@ -300,7 +301,8 @@ fn a_fiber_with_foreign_frames_on_its_stack_is_bound_to_its_thread() {
         });
         let fiber = Arc::clone(&strand.fiber);
         STRAND.set(Some(strand));
-        let mut call = || mutator.foreign_call().run(|| unsafe { foreign_call_back(upcall_fn(in_upcall), 0) });
+        let mut call =
+            || mutator.foreign_call().run(|| unsafe { foreign_call_back(upcall_fn(in_upcall), 0) });
         let elsewhere = || {
             thread::scope(|scope| {
                 let resume = || world.attach().unwrap().resume(&fiber, || panic!("it was switched to"));
@@ -352,7 +354,8 @@ fn a_fiber_bound_to_a_thread_that_is_gone_is_resumed_by_no_other() {
         for _ in 0..20 {
             thread::scope(|scope| {
                 // Its thread-locals stand where the last thread's stood.
-                let resume = || world.attach().unwrap().resume(&strand.fiber, || panic!("it was switched to"));
+                let resume =
+                    || world.attach().unwrap().resume(&strand.fiber, || panic!("it was switched to"));
                 assert_eq!(scope.spawn(resume).join().unwrap(), Err(FiberError::Pinned));
             });
         }
@@ -397,7 +400,8 @@ fn fibers_that_resume_fibers_three_deep_are_all_scanned() {
                 } else {
                     // The whole tower is in use: every resumer waits, in its own chain.
                     let waiting = mutator.foreign_call().run(|| chains(&world));
-                    let resuming = waiting.iter().filter(|(_, kinds)| kinds[0] == FrameKind::Resuming).count();
+                    let resuming =
+                        waiting.iter().filter(|(_, kinds)| kinds[0] == FrameKind::Resuming).count();
                     assert_eq!((waiting.len(), resuming), (5, 4));
                     Vm::collect_in(mutator);
                     if !TURN.get() {
@@ -423,7 +427,9 @@ fn fibers_that_resume_fibers_three_deep_are_all_scanned() {
         assert_eq!(strand.resume(&mut mutator), Ok(false));
         let chains = mutator.foreign_call().run(|| chains(&world));
         assert_eq!(chains.len(), 5);
-        assert!(chains[1..].iter().all(|(_, kinds)| *kinds == [FrameKind::Suspended, FrameKind::ForeignThread]));
+        assert!(
+            chains[1..].iter().all(|(_, kinds)| *kinds == [FrameKind::Suspended, FrameKind::ForeignThread])
+        );
         Vm::collect_in(&mut mutator);
         assert_eq!(world.vm().heap().live_objects(), 4);
         assert_eq!(strand.resume(&mut mutator), Ok(true));
@@ -532,12 +538,22 @@ fn what_cannot_be_done_with_a_fiber_is_refused_and_changes_nothing() {
         assert_eq!(in_pause, Ok(Err(FiberError::PauseHeldHere)));
         assert_eq!(mutator.resume(&fresh, || fresh.run(|mutator| mutator.depth())), Ok(Ok(1)));
         assert_eq!(strand.resume(&mut mutator), Ok(true));
-        assert_eq!(strand.resume_ended(&mut mutator), Ok(()), "an ended fiber can be resumed and entered anew");
+        assert_eq!(
+            strand.resume_ended(&mut mutator),
+            Ok(()),
+            "an ended fiber can be resumed and entered anew"
+        );
         assert_eq!(world.vm().take_reports(), [""; 0]);
     });
 }
 
 impl Strand<Vm> {
+    /// Unwinds the stack, as its destructor would, with the fiber resumed.
+    fn unwind(mut self, mutator: &mut Mutator<Vm>) {
+        let fiber = Arc::clone(&self.fiber);
+        mutator.resume(&fiber, || self.stack.force_unwind()).unwrap();
+    }
+
     /// Resumes a fiber that has ended, and enters it on this stack.
     ///
     /// # Errors
@@ -560,10 +576,11 @@ fn a_suspended_fiber_that_is_dropped_releases_what_it_held_and_is_reported() {
                 let rooted = mutator.vm().heap().alloc(&[], b"declared by the abandoned");
                 let mut call = mutator.foreign_call();
                 call.root(rooted);
-                let callback: extern "C" fn(c_int) -> c_int = upcall_fn(|mutator: &mut Mutator<Vm>, x: c_int| {
-                    suspend(mutator);
-                    x
-                });
+                let callback: extern "C" fn(c_int) -> c_int =
+                    upcall_fn(|mutator: &mut Mutator<Vm>, x: c_int| {
+                        suspend(mutator);
+                        x
+                    });
                 // SAFETY: the callback takes what C gives it.
                 call.run(|| unsafe { foreign_call_back(callback, 1) });
             });
@@ -604,8 +621,8 @@ fn a_managed_thread_makes_and_drops_fibers_while_a_pause_waits_for_it() {
     for_each_strategy(|fence| {
         let world = Vm::world(fence);
         let (done, finished) = mpsc::channel();
-        let (steps, paused) = (Arc::new(Steps::new()), Arc::new(AtomicUsize::new(0)));
-        let (at, count, of) = (Arc::clone(&steps), Arc::clone(&paused), world.clone());
+        let steps = Arc::new(Steps::new());
+        let (at, of) = (Arc::clone(&steps), world.clone());
         thread::spawn(move || {
             let mut mutator = of.attach().unwrap();
             at.reach(1);
@@ -615,10 +632,8 @@ fn a_managed_thread_makes_and_drops_fibers_while_a_pause_waits_for_it() {
                     thread::sleep(Duration::from_millis(3));
                 }
                 let fiber = of.fiber().unwrap();
-                let before = count.load(Ordering::SeqCst);
                 let own = mutator.resume(&fiber, || fiber.run(|mutator| mutator.id())).unwrap();
                 assert_eq!(own, Ok(fiber.id()));
-                let _ = before;
                 drop(fiber);
                 drop(of.fiber().unwrap());
             }
@@ -630,7 +645,6 @@ fn a_managed_thread_makes_and_drops_fibers_while_a_pause_waits_for_it() {
         while finished.try_recv().is_err() {
             assert!(began.elapsed() < Duration::from_secs(60), "{fence:?}: each waits for the other");
             world.pause(|stopped| stopped.mutators().count());
-            paused.fetch_add(1, Ordering::SeqCst);
         }
         assert_eq!(world.attached(), 0);
     });
@@ -654,7 +668,10 @@ fn a_fiber_made_during_a_pause_runs_when_that_is_over() {
                     })
                     .unwrap();
                 let fiber = fiber.lock().unwrap().take().unwrap();
-                mutator.resume(&fiber, || fiber.run(|_| assert_eq!(over.load(Ordering::Relaxed), 1))).unwrap().unwrap();
+                mutator
+                    .resume(&fiber, || fiber.run(|_| assert_eq!(over.load(Ordering::Relaxed), 1)))
+                    .unwrap()
+                    .unwrap();
             });
             steps.wait(1);
             world.pause(|stopped| {
@@ -705,10 +722,11 @@ fn a_panic_in_a_fiber_goes_through_its_stack_to_whoever_resumed_it() {
         let mut strand = Strand::new(&world, |mutator: &mut Mutator<Vm>| {
             let first = Vm::hold(mutator, "the fiber's");
             suspend(mutator);
-            let callback: extern "C" fn(c_int) -> c_int = upcall_fn(|mutator: &mut Mutator<Vm>, _: c_int| -> c_int {
-                suspend(mutator);
-                panic_quietly(77)
-            });
+            let callback: extern "C" fn(c_int) -> c_int =
+                upcall_fn(|mutator: &mut Mutator<Vm>, _: c_int| -> c_int {
+                    suspend(mutator);
+                    panic_quietly(77)
+                });
             let caught = number(|| {
                 // SAFETY: the callback takes what C gives it.
                 mutator.foreign_call().run(|| unsafe { foreign_call_back(callback, 1) })
@@ -744,7 +762,8 @@ fn an_exception_on_a_fiber_goes_to_its_own_foreign_call_or_is_reported() {
             fiber
                 .run(|mutator| {
                     // SAFETY: the callback takes what C gives it.
-                    let outcome = mutator.foreign_call().try_run(|| unsafe { foreign_call_back(callback, 1) });
+                    let outcome =
+                        mutator.foreign_call().try_run(|| unsafe { foreign_call_back(callback, 1) });
                     assert_eq!(outcome, Err("exception 1".to_owned()));
                 })
                 .unwrap();
@@ -759,7 +778,11 @@ fn an_exception_on_a_fiber_goes_to_its_own_foreign_call_or_is_reported() {
             let resume = || world.attach().unwrap().resume(&fiber, || panic!("it was switched to"));
             scope.spawn(resume).join().unwrap()
         });
-        assert_eq!(elsewhere, Err(FiberError::Pinned), "C's frame is on its stack, though no foreign call is");
+        assert_eq!(
+            elsewhere,
+            Err(FiberError::Pinned),
+            "C's frame is on its stack, though no foreign call is"
+        );
         assert_eq!(world.vm().take_reports(), [""; 0]);
         assert_eq!(strand.resume(&mut mutator), Ok(true));
         let reports = world.vm().take_reports();
@@ -786,10 +809,11 @@ fn a_suspended_stack_that_is_unwound_while_resumed_runs_its_destructors_managed(
                     count.set(count.get() + 1);
                 });
                 if in_upcall {
-                    let callback: extern "C" fn(c_int) -> c_int = upcall_fn(|mutator: &mut Mutator<Vm>, x: c_int| {
-                        suspend(mutator);
-                        x
-                    });
+                    let callback: extern "C" fn(c_int) -> c_int =
+                        upcall_fn(|mutator: &mut Mutator<Vm>, x: c_int| {
+                            suspend(mutator);
+                            x
+                        });
                     // SAFETY: the callback takes what C gives it.
                     frame.foreign_call().run(|| unsafe { foreign_call_back(callback, 1) });
                 } else {
@@ -854,7 +878,8 @@ fn errno_is_the_new_threads_own_right_after_a_move() {
         let mut strand = Strand::new(&world, |mutator: &mut Mutator<Vm>| {
             for error in [11, 22] {
                 // SAFETY: C sets errno, no more.
-                let (result, errno) = mutator.foreign_call().run_with_errno(|| unsafe { foreign_fail(error) });
+                let (result, errno) =
+                    mutator.foreign_call().run_with_errno(|| unsafe { foreign_fail(error) });
                 assert_eq!((result, errno), (-1, Errno::from_raw(error)));
                 suspend(mutator);
             }
@@ -867,7 +892,11 @@ fn errno_is_the_new_threads_own_right_after_a_move() {
                     // SAFETY: as above.
                     unsafe { foreign_fail(3) };
                     assert_eq!(strand.resume(&mut world.attach().unwrap()), Ok(false), "{error}");
-                    assert_eq!(std::io::Error::last_os_error().raw_os_error(), Some(error), "set on this thread");
+                    assert_eq!(
+                        std::io::Error::last_os_error().raw_os_error(),
+                        Some(error),
+                        "set on this thread"
+                    );
                 });
             });
         }
@@ -883,7 +912,10 @@ fn a_fiber_is_sampled_and_shaken_hands_with_suspended_and_running() {
         let of = world.clone();
         let mut strand = Strand::new(&world, move |mutator: &mut Mutator<Vm>| {
             let (id, mut seen) = (mutator.id(), Vec::new());
-            sample_thread(|activation| seen.push((activation.mutator == id, activation.depth, activation.kind))).unwrap();
+            sample_thread(|activation| {
+                seen.push((activation.mutator == id, activation.depth, activation.kind))
+            })
+            .unwrap();
             assert_eq!(
                 seen,
                 [
@@ -928,9 +960,8 @@ fn a_shutdown_does_not_wait_for_suspended_fibers_and_they_are_told_when_they_go_
         assert_eq!(strand.resume(&mut mutator), Ok(false));
         let fresh = world.fiber().unwrap();
         let began = Instant::now();
-        let late = mutator
-            .foreign_call()
-            .run(|| world.shutdown_within(Duration::from_secs(30), Stragglers::Fail));
+        let late =
+            mutator.foreign_call().run(|| world.shutdown_within(Duration::from_secs(30), Stragglers::Fail));
         assert!(late.is_empty() && began.elapsed() < Duration::from_secs(10), "{late:?}");
         assert_eq!(world.fiber().map(drop), Err(AttachError::Shutdown));
         let told = crate::plain::message(|| strand.resume(&mut mutator));
@@ -957,5 +988,80 @@ fn a_shutdown_from_a_fiber_does_not_wait_for_who_resumed_it() {
         assert_eq!(strand.resume(&mut mutator), Ok(true));
         assert!(began.elapsed() < Duration::from_secs(10));
         mutator.poll();
+    });
+}
+
+/// In the child there are the fibers that nobody was running, with what they hold, and the thread that waits for the fiber that forked; one that another thread was running is lost.
+#[test]
+#[cfg(unix)]
+fn a_fiber_that_forks_finds_the_suspended_ones_in_the_child() {
+    for_each_strategy(|fence| {
+        let world = Vm::world(fence);
+        let steps = Steps::new();
+        let running = Arc::new(world.fiber().unwrap());
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                let mut mutator = world.attach().unwrap();
+                let foreign = |mutator: &mut Mutator<Vm>| {
+                    mutator.foreign_call().run(|| {
+                        steps.reach(1);
+                        steps.wait(2);
+                    });
+                };
+                mutator.resume(&running, || running.run(foreign)).unwrap().unwrap();
+            });
+            let mut mutator = world.attach().unwrap();
+            let mut strand = Strand::new(&world, |mutator: &mut Mutator<Vm>| {
+                let own = Vm::hold(mutator, "suspended across the fork");
+                suspend(mutator);
+                assert_eq!(Vm::text(mutator, own), "suspended across the fork");
+            });
+            assert_eq!(strand.resume(&mut mutator), Ok(false));
+            mutator.foreign_call().run(|| steps.wait(1));
+            let (of, lost) = (world.clone(), Arc::clone(&running));
+            let mut forking = Strand::new(&world, move |mutator: &mut Mutator<Vm>| {
+                let own = Vm::hold(mutator, "held by who forks");
+                // SAFETY: the child uses this world alone, and ends at once.
+                match unsafe { mutator.fork() }.unwrap() {
+                    reentry::Forked::Child => {
+                        let works = std::panic::catch_unwind(core::panic::AssertUnwindSafe(|| {
+                            assert_eq!(of.attached(), 3);
+                            Vm::collect_in(mutator);
+                            assert_eq!(Vm::text(mutator, own), "held by who forks");
+                            assert_eq!(strand.resume(mutator), Ok(true));
+                            assert_eq!(mutator.resume(&lost, || ()), Err(FiberError::Running));
+                            drop(strand);
+                            assert_eq!(of.attached(), 2);
+                            let fresh = of.fiber().unwrap();
+                            assert_eq!(
+                                mutator.resume(&fresh, || fresh.run(|mutator| mutator.depth())),
+                                Ok(Ok(1))
+                            );
+                            // SAFETY: the other share is the parent's thread's, which is not here: its memory is never used.
+                            while Arc::strong_count(&lost) > 1 {
+                                unsafe { Arc::decrement_strong_count(Arc::as_ptr(&lost)) };
+                            }
+                            drop(lost);
+                            drop(fresh);
+                            Vm::collect_in(mutator);
+                            assert_eq!(of.attached(), 2);
+                        }));
+                        // SAFETY: it does not return, and runs nothing of the parent's.
+                        unsafe { libc::_exit(if works.is_ok() { 42 } else { 1 }) }
+                    }
+                    reentry::Forked::Parent(child) => {
+                        let mut status = 0;
+                        // SAFETY: `status` is valid for writes.
+                        assert_eq!(unsafe { libc::waitpid(child, &raw mut status, 0) }, child);
+                        assert!(libc::WIFEXITED(status) && libc::WEXITSTATUS(status) == 42, "{status:#x}");
+                        assert_eq!(strand.resume(mutator), Ok(true), "and in the parent it goes on");
+                    }
+                }
+            });
+            assert_eq!(forking.resume(&mut mutator), Ok(true));
+            steps.reach(2);
+        });
+        drop(running);
+        assert_eq!(world.attached(), 0);
     });
 }

@@ -8,7 +8,8 @@ use core::ops::Range;
 use corosensei::Coroutine;
 use corosensei::stack::{DefaultStack, Stack as _};
 use reentry::{
-    Capture, FenceStrategy, Mutator, Report, RootVisitor, Segment, StackScanner, UpcallClosure, Vm, World, upcall_fn,
+    Capture, FenceStrategy, Mutator, Report, RootVisitor, Segment, StackScanner, UpcallClosure, Vm, World,
+    upcall_fn,
 };
 use reentry_foreign::{foreign_call_back, foreign_call_back_last, foreign_call_back_on_context};
 use std::sync::Mutex;
@@ -57,7 +58,9 @@ impl RootVisitor<usize> for Nothing {
 
 impl Words {
     fn world(fence: FenceStrategy) -> World<Self> {
-        World::<Self>::builder().fence(fence).build(Self { segments: Mutex::default(), reports: Mutex::default() })
+        World::<Self>::builder()
+            .fence(fence)
+            .build(Self { segments: Mutex::default(), reports: Mutex::default() })
     }
 
     /// The segments of the running thread, by depth, oldest first.
@@ -77,7 +80,10 @@ impl Words {
 
 #[track_caller]
 fn assert_within(words: &Range<usize>, stack: &Range<usize>) {
-    assert!(!words.is_empty() && stack.contains(&words.start) && words.end <= stack.end, "{words:x?} is not in {stack:x?}");
+    assert!(
+        !words.is_empty() && stack.contains(&words.start) && words.end <= stack.end,
+        "{words:x?} is not in {stack:x?}"
+    );
 }
 
 /// The stack of the test's thread, as far as it matters: what lies below the frame of the test and not far from it.
@@ -199,7 +205,10 @@ fn the_words_of_a_suspended_fiber_are_those_of_its_own_stack() {
             mutator.resume(&fiber, || coroutine.resume(()).as_yield()).unwrap();
             let segments = Words::look(&mut mutator);
             assert_eq!(segments.len(), if ended { 1 } else { 2 });
-            assert_eq!(segments.iter().filter(|words| bounds.contains(&words.start)).count(), segments.len() - 1);
+            assert_eq!(
+                segments.iter().filter(|words| bounds.contains(&words.start)).count(),
+                segments.len() - 1
+            );
             for words in segments.iter().filter(|words| bounds.contains(&words.start)) {
                 assert_within(words, &bounds);
             }

@@ -72,12 +72,6 @@ impl<V: StackScanner> Strand<V> {
         let fiber = Arc::clone(&self.fiber);
         mutator.resume(&fiber, || self.switch())
     }
-
-    /// Unwinds the stack, as its destructor would, with the fiber resumed.
-    pub(crate) fn unwind(mut self, mutator: &mut Mutator<V>) {
-        let fiber = Arc::clone(&self.fiber);
-        mutator.resume(&fiber, || self.stack.force_unwind()).unwrap();
-    }
 }
 
 /// Leads back to whoever resumed the strand that runs on this thread, without a word to the crate.

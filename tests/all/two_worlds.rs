@@ -1,7 +1,7 @@
 //! Two worlds on one thread, deep: of one type and of two, nested either way, called by function item and by closure. (`threads` has the shallow ones, by closure, and who waits for whom.)
 
-use crate::shadow::Shadow;
 use crate::plain::for_each_strategy;
+use crate::shadow::Shadow;
 use core::cell::{Cell, RefCell};
 use core::ffi::c_int;
 use reentry::{Mutator, UpcallClosure, World, upcall_fn};
@@ -85,13 +85,16 @@ fn level<const OWN: u32, const TAG: u32>(
                 // SAFETY: the callback takes what C gives it.
                 By::Item => unsafe { foreign_call_back(items[usize::from(!into_a)], level + 1) },
                 By::Closure if into_a => {
-                    let closure = UpcallClosure::new(&a, |mutator: &mut Mutator<A>, x: c_int| self::level(mutator, x, tower, items));
+                    let closure = UpcallClosure::new(&a, |mutator: &mut Mutator<A>, x: c_int| {
+                        self::level(mutator, x, tower, items)
+                    });
                     // SAFETY: the data pointer is the closure's own, and the closure lives.
                     unsafe { foreign_call_back_last(closure.data_last(), level + 1, closure.data()) }
                 }
                 By::Closure => {
-                    let closure =
-                        UpcallClosure::new(&b, |mutator: &mut Mutator<Shadow<TAG>>, x: c_int| self::level(mutator, x, tower, items));
+                    let closure = UpcallClosure::new(&b, |mutator: &mut Mutator<Shadow<TAG>>, x: c_int| {
+                        self::level(mutator, x, tower, items)
+                    });
                     // SAFETY: as above.
                     unsafe { foreign_call_back_last(closure.data_last(), level + 1, closure.data()) }
                 }
@@ -191,10 +194,13 @@ fn an_item_called_between_worlds_of_one_type_stays_in_the_innermost() {
         mutator.foreign_call().run(|| {
             stays();
             if level + 1 < DEPTH {
-                let next = UpcallClosure::new(&worlds[usize::try_from(level + 1).unwrap() % 2], |mutator: &mut Mutator<A>, x: c_int| {
-                    down(worlds, mutator, x);
-                    x
-                });
+                let next = UpcallClosure::new(
+                    &worlds[usize::try_from(level + 1).unwrap() % 2],
+                    |mutator: &mut Mutator<A>, x: c_int| {
+                        down(worlds, mutator, x);
+                        x
+                    },
+                );
                 // SAFETY: the data pointer is the closure's own, and the closure lives.
                 unsafe { foreign_call_back_last(next.data_last(), level + 1, next.data()) };
                 stays();
