@@ -11,6 +11,7 @@
 #![expect(clippy::print_stdout, reason = "what it prints is what it is for")]
 
 use core::ffi::c_int;
+use core::panic::AssertUnwindSafe;
 use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use core::time::Duration;
 use indicatif::{ProgressBar, ProgressStyle};
@@ -23,7 +24,7 @@ use reentry_foreign::{
     foreign_call_back, foreign_call_back_last, foreign_nothing, foreign_sum_through_slot, foreign_sum_twice,
     foreign_threads,
 };
-use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::panic::{catch_unwind, resume_unwind};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
@@ -356,6 +357,9 @@ fn panic_past_c(mutator: &mut Mutator<Vm>, random: &mut Random, stage: &Stage) {
 
 /// Throws in an upcall, and checks that the exception arrives.
 fn throw_past_c(mutator: &mut Mutator<Vm>) {
+    /// # Errors
+    ///
+    /// Always.
     fn fail(mutator: &mut Mutator<Vm>, x: c_int) -> Result<c_int, String> {
         mutator.poll();
         Err(format!("exception {x}"))

@@ -38,6 +38,7 @@ mod vm;
 mod watch;
 mod world;
 
+pub mod guide;
 pub mod layout;
 #[cfg(feature = "testkit")]
 pub mod testkit;

@@ -45,6 +45,8 @@ const FLOORS: &[&[&str]] = &[
     &["fiber"],
     // Tools.
     &["layout"],
+    // The guide: text.
+    &["guide"],
     &["testkit"],
 ];
 

@@ -4,7 +4,7 @@ use crate::plain::{Steps, for_each_strategy, number, panic_quietly};
 use crate::shadow::Shadow;
 use crate::strand::{Strand, suspend, switch_back};
 use crate::witness::View;
-use core::cell::Cell;
+use core::cell::{Cell, RefCell};
 use core::ffi::c_int;
 use core::sync::atomic::{AtomicUsize, Ordering};
 use core::time::Duration;
@@ -16,7 +16,6 @@ use reentry::{
     UpcallClosure, World, sample_thread, upcall_fn, upcall_fn_or,
 };
 use reentry_foreign::{foreign_call_back, foreign_call_back_last, foreign_fail};
-use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::{Arc, Mutex, mpsc};
 use std::thread;
@@ -301,6 +300,7 @@ fn a_fiber_with_foreign_frames_on_its_stack_is_bound_to_its_thread() {
         });
         let fiber = Arc::clone(&strand.fiber);
         STRAND.set(Some(strand));
+        // SAFETY: the callback takes what C gives it.
         let mut call =
             || mutator.foreign_call().run(|| unsafe { foreign_call_back(upcall_fn(in_upcall), 0) });
         let elsewhere = || {
@@ -751,6 +751,9 @@ fn a_panic_in_a_fiber_goes_through_its_stack_to_whoever_resumed_it() {
 #[test]
 fn an_exception_on_a_fiber_goes_to_its_own_foreign_call_or_is_reported() {
     for_each_strategy(|fence| {
+        /// # Errors
+        ///
+        /// Always.
         fn fail(mutator: &mut Mutator<Vm>, x: c_int) -> Result<c_int, String> {
             suspend(mutator);
             Err(format!("exception {x}"))
@@ -1037,8 +1040,8 @@ fn a_fiber_that_forks_finds_the_suspended_ones_in_the_child() {
                                 mutator.resume(&fresh, || fresh.run(|mutator| mutator.depth())),
                                 Ok(Ok(1))
                             );
-                            // SAFETY: the other share is the parent's thread's, which is not here: its memory is never used.
                             while Arc::strong_count(&lost) > 1 {
+                                // SAFETY: the other shares are of frames that do not go on in this process.
                                 unsafe { Arc::decrement_strong_count(Arc::as_ptr(&lost)) };
                             }
                             drop(lost);
