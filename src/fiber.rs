@@ -11,19 +11,19 @@
 //! | the resumer | `switch` returns | the fiber is no thread's; the resumer is managed again |
 //! | the resumer, later, on any thread | [`Mutator::resume`] | `switch` of `suspend` returns on the fiber's stack: managed again |
 
-use crate::activation::ForeignFrame;
+use crate::activation::{ForeignFrame, Terms, Upcalls};
 use crate::anchor::Anchor;
 use crate::mutator::Mutator;
 use crate::pause::Shared;
-use crate::record::{FiberError, Ownership};
+use crate::record::{FiberError, FiberState};
 use crate::registry::AttachError;
-use crate::state::{Event, State};
+use crate::state::Event;
 use crate::sync::thread_token;
 use crate::thread::{Record, link, unlink};
 use crate::transition::{Manner, cross_out, refuse, resume_pending, with_capture};
 use crate::unwind;
 use crate::upcall::run_on;
-use crate::vm::{Crossing, FrameKind, Report, StackScanner};
+use crate::vm::{Crossing, FrameKind, StackScanner};
 use crate::world::World;
 use core::fmt;
 use core::panic::Location;
@@ -32,10 +32,11 @@ use std::sync::Arc;
 
 /// A chain of activations that threads take up and put down: the managed side of a fiber. Made by [`World::fiber`].
 ///
-/// Dropping it while its activations are suspended gives up what they hold, and is reported ([`Report::ActivationsSkipped`]): drop the stack first, inside [`Mutator::resume`],
-/// so that its destructors run.
+/// Dropping it while its activations are suspended gives up what they hold, and is reported ([`Report::FiberDropped`](crate::Report::FiberDropped)): drop the stack first, inside
+/// [`Mutator::resume`], so that its destructors run. A collector may drop fibers in a pause: they end when the pause does.
 pub struct Fiber<V: StackScanner> {
     record: NonNull<Record<V>>,
+    state: Arc<FiberState>,
     shared: Arc<Shared<V>>,
 }
 
@@ -45,11 +46,11 @@ unsafe impl<V: StackScanner> Send for Fiber<V> {}
 unsafe impl<V: StackScanner> Sync for Fiber<V> {}
 
 impl<V: StackScanner> World<V> {
-    /// Makes a fiber: a mutator that is no thread's. It counts as attached, and foreign, until it is resumed. Waits while a pause is in force.
+    /// Makes a fiber: a mutator that is no thread's. It counts as attached, and foreign, until it is resumed. Waits for nothing, and is no safepoint.
     ///
     /// # Errors
     ///
-    /// If this thread holds a pause of this world, or the world has been shut down.
+    /// If the world has been shut down.
     ///
     /// # Examples
     ///
@@ -67,8 +68,9 @@ impl<V: StackScanner> World<V> {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn fiber(&self) -> Result<Fiber<V>, AttachError> {
-        let record = NonNull::from(self.shared().attach_fiber()?);
-        Ok(Fiber { record, shared: Arc::clone(self.shared()) })
+        let state = Arc::new(FiberState::new());
+        let record = NonNull::from(self.shared().attach_fiber(&state)?);
+        Ok(Fiber { record, state, shared: Arc::clone(self.shared()) })
     }
 }
 
@@ -88,21 +90,26 @@ impl<V: StackScanner> Fiber<V> {
     ///
     /// # Errors
     ///
-    /// If the fiber has not been resumed here, or has been entered already.
+    /// If the fiber has not been resumed here, or has been entered already; if this thread holds a pause, or the world was shut down without waiting for the fiber.
     ///
     /// # Panics
     ///
     /// With what `body` panics with; the fiber can be entered again then.
     pub fn run<R>(&self, body: impl FnOnce(&mut Mutator<V>) -> R) -> Result<R, FiberError> {
         let header = &self.record().header;
-        if !header.fiber.is_running_on(thread_token()) {
+        if !self.state.is_running_on(thread_token()) {
             return Err(FiberError::NotResumed);
         }
         if !header.word.is_published(&raw const header.base) {
             return Err(FiberError::Entered);
         }
+        if self.shared.coordinator.is_held_here() {
+            return Err(FiberError::PauseHeldHere);
+        }
         let mut outcome = None;
+        self.state.set_in_run(true);
         run_on(self.record(), |mutator| outcome = Some(unwind::stop(|| body(mutator))));
+        self.state.set_in_run(false);
         match outcome {
             Some(Ok(result)) => Ok(result),
             Some(Err(payload)) => unwind::resume(payload),
@@ -113,22 +120,21 @@ impl<V: StackScanner> Fiber<V> {
 
 impl<V: StackScanner> Drop for Fiber<V> {
     fn drop(&mut self) {
-        let header = &self.record().header;
-        if !header.fiber.end() {
+        #[cfg(all(unix, not(loom)))]
+        if self.state.is_lost() {
+            return; // its record is leaked: the thread that ran it may have left it torn
+        }
+        if !self.state.end() {
             unwind::abort(format_args!("fiber {} was dropped while it runs", self.id()));
         }
-        // SAFETY: the word of an attached mutator holds a live record.
-        let suspended = unsafe { &*header.word.record() };
-        let skipped = suspended.depth as usize;
-        let call_site = suspended.site.get();
-        if self.shared.detach_fiber(self.record()).is_err() {
-            unwind::abort(format_args!(
-                "fiber {} was dropped inside a pause that its own thread holds",
-                self.id()
-            ));
+        let header = &self.record().header;
+        if !header.word.is_published(&raw const header.base) {
+            // Frames on the fiber's stack look at it if they are switched to.
+            let _kept = Arc::into_raw(Arc::clone(&self.state));
         }
-        if skipped > 0 {
-            self.shared.vm.report(&Report::ActivationsSkipped { skipped, call_site });
+        if self.shared.coordinator.dismiss_fiber(header) {
+            // SAFETY: this is its `Fiber`, and it has just been dismissed.
+            unsafe { self.shared.end_fiber(header) };
         }
     }
 }
@@ -154,7 +160,8 @@ impl<V: StackScanner> Mutator<V> {
     ///
     /// # Aborts
     ///
-    /// If `switch` comes back with the fiber managed: it was switched away from without [`Mutator::suspend`].
+    /// If `switch` comes back and the fiber has neither suspended nor ended: it was switched away from outside [`Mutator::suspend`], managed or in a foreign call of its own. If `switch`
+    /// comes back on another thread.
     #[track_caller]
     pub fn resume<R>(&mut self, fiber: &Fiber<V>, switch: impl FnOnce() -> R) -> Result<R, FiberError> {
         self.resume_from(None, Location::caller(), fiber, switch)
@@ -194,21 +201,25 @@ impl<V: StackScanner> Mutator<V> {
         if !core::ptr::eq(self.shared(), Arc::as_ptr(&fiber.shared)) {
             return Err(FiberError::OtherWorld);
         }
+        let token = thread_token();
+        fiber.state.resume(token)?;
         let taken = &fiber.record().header;
-        taken.fiber.resume(thread_token())?;
-        let _put_down = scopeguard::guard(taken, |taken| {
+        let _put_down = scopeguard::guard(&fiber.state, |state| {
             // SAFETY: the word of an attached mutator holds a live record.
-            let newest = unsafe { &*taken.word.record() };
-            // Activations above the first are upcalls, called from foreign frames on the fiber's stack.
-            taken.fiber.suspend(thread_token(), newest.depth > 1);
+            state.suspend(token, unsafe { &*taken.word.record() }.depth);
         });
         Ok(self.cross_switching(anchor, site, FrameKind::Resuming, || {
             link(taken);
             let _unlinked = scopeguard::guard(taken, |taken| {
-                unlink(taken);
-                if taken.state() == State::Managed {
+                if thread_token() != token {
                     unwind::abort(format_args!(
-                        "the fiber resumed at {site} was switched away from while it was managed; switch inside `Mutator::suspend`"
+                        "the stack that resumed a fiber at {site} was moved to another thread meanwhile; suspend the fiber first"
+                    ));
+                }
+                unlink(taken);
+                if let Err(doing) = taken.is_at_rest() {
+                    unwind::abort(format_args!(
+                        "the fiber resumed at {site} was switched away from while it was {doing}; switch inside `Mutator::suspend`"
                     ));
                 }
             });
@@ -261,14 +272,12 @@ impl<V: StackScanner> Mutator<V> {
         site: &'static Location<'static>,
         switch: impl FnOnce() -> R,
     ) -> Result<R, FiberError> {
-        let header = self.header();
-        if header.ownership.get() != Ownership::Fiber {
-            return Err(FiberError::NotAFiber);
-        }
+        let Some(state) = self.header().fiber() else { return Err(FiberError::NotAFiber) };
         Ok(self.cross_switching(anchor, site, FrameKind::Suspended, || {
             // Looked at on the way back, also when the stack is being unwound.
             let _resumed = scopeguard::guard((), |()| {
-                if !header.fiber.is_running_on(thread_token()) {
+                // SAFETY of what comes next: no frame of this stack goes on with a mutator that is not this thread's.
+                if !state.is_running_on(thread_token()) {
                     unwind::abort(format_args!(
                         "the fiber suspended at {site} was switched to without `Mutator::resume`, or after its `Fiber` was dropped"
                     ));
@@ -292,9 +301,11 @@ impl<V: StackScanner> Mutator<V> {
         }
         frame.site.set(Some(site));
         frame.kind.set(kind);
+        // Nothing calls in on a stack that is switched away from.
+        frame.begin_terms(Terms { upcalls: Upcalls::Forbidden, ..Terms::default() });
         let manner = Manner {
             given: anchor.is_some(),
-            terms: false,
+            terms: true,
             interruptible: false,
             crossing: Crossing::ForeignCall,
         };

@@ -8,6 +8,7 @@ use crate::home::with_homes_held;
 use crate::mutator::Mutator;
 use crate::state::Event;
 use crate::sync::FenceStrategy;
+use crate::thread::is_mine;
 use crate::transition::{at_safepoint, refuse_wait_in_own_pause};
 use crate::vm::StackScanner;
 use core::panic::Location;
@@ -23,7 +24,8 @@ pub enum Forked {
 }
 
 impl<V: StackScanner> Mutator<V> {
-    /// Forks the process. In the child this mutator is the only one of this world, and the world works: it allocates, collects, attaches new threads.
+    /// Forks the process. In the child the world works: it allocates, collects, attaches new threads. Its mutators are this one, that of the thread if this is a fiber's, and those of fibers
+    /// that are suspended; a fiber that another thread was running is lost, and can only be dropped.
     ///
     /// Other worlds of the process are not prepared: in the child they must not be used. Foreign threads attach to the child's world on their first upcall, as in any. This activation
     /// counts as stopped for the moment of the fork.
@@ -59,7 +61,7 @@ impl<V: StackScanner> Mutator<V> {
             let forked = with_homes_held(|| shared.pins.held(fork))?;
             if forked == Forked::Child {
                 FenceStrategy::after_fork();
-                stopped.forget_others(self.header());
+                stopped.forget_others(is_mine);
             }
             Ok(forked)
         })

@@ -5,3 +5,6 @@ pub mod jumps {}
 
 #[doc = include_str!("guide/errors.md")]
 pub mod errors {}
+
+#[doc = include_str!("guide/threads.md")]
+pub mod threads {}

@@ -14,6 +14,8 @@ use crate::faults::Faults;
 use crate::handle_table::HandleTable;
 use crate::leaks::Leaks;
 use crate::pin::PinTable;
+#[cfg(all(unix, not(loom)))]
+use crate::record::FiberState;
 use crate::record::{Header, MutatorRecord};
 use crate::registry::{Coordinator, PauseHeldHere};
 use crate::root_stack::{Entry, EntryKind};
@@ -172,6 +174,28 @@ impl<V: StackScanner> Shared<V> {
 }
 
 impl<V: StackScanner> Shared<V> {
+    /// Gives back what a fiber's mutator held, and reports the activations that are lost with it.
+    ///
+    /// # Safety
+    ///
+    /// It is a mutator of this world whose `Fiber` has been dropped, and has been dismissed: nobody else has it.
+    pub(crate) unsafe fn end_fiber(&self, header: &Header) {
+        // SAFETY: the word of a mutator that was attached holds a live record.
+        let newest = unsafe { &*header.word.record() };
+        let (fiber, activations, suspended_at) = (header.id.get(), newest.depth as usize, newest.site.get());
+        header.end();
+        self.handles.give_back(&header.free_handles);
+        // SAFETY: a record of this world, and nobody else's.
+        let local = unsafe { (*core::ptr::from_ref(header).cast::<MutatorRecord<V::Local>>()).local.get() };
+        // SAFETY: as above.
+        let local = unsafe { (*local).take() };
+        self.coordinator.give_idle(header);
+        drop(local);
+        if activations > 0 {
+            self.vm.report(&Report::FiberDropped { fiber, activations, suspended_at });
+        }
+    }
+
     /// Calls `f` with the mutator numbered `id` and what it has published: null if it is running. It stays as it is meanwhile. `None` if there is no such mutator.
     ///
     /// # Errors
@@ -265,12 +289,24 @@ impl<'p, V: StackScanner> StoppedWorld<'p, V> {
         })
     }
 
-    /// Lets go of every mutator but `own`, in a forked process: their threads are not there. Their records are leaked, since they may be torn.
+    /// Lets go of every mutator that is neither `own` nor a fiber's that is put down, in a forked process: their threads are not there. Their records are leaked, since they
+    /// may be torn.
     #[cfg(all(unix, not(loom)))]
-    pub(crate) fn forget_others(&mut self, own: &Header) {
-        self.mutators.retain(|&header| core::ptr::eq(header, own));
-        own.index.set(0);
-        self.shared.coordinator.only_one_left();
+    pub(crate) fn forget_others(&mut self, own: impl Fn(&Header) -> bool) {
+        let mut left = 0;
+        self.mutators.retain(|&header| {
+            // SAFETY: as in `headers`.
+            let header = unsafe { &*header };
+            let stays = own(header) || header.fiber().is_some_and(FiberState::is_put_down);
+            if stays {
+                header.index.set(left);
+                left += 1;
+            } else if let Some(fiber) = header.fiber() {
+                fiber.lose();
+            }
+            stays
+        });
+        self.shared.coordinator.only_these_left(left);
     }
 
     /// Reports every root of the world: for each mutator, newest activation first, what its guards declared and then what the
@@ -334,10 +370,23 @@ impl<V: StackScanner> Drop for StoppedWorld<'_, V> {
             header.word.clear(STOP, V::FAULTS);
         }
         let late = core::mem::replace(&mut registry.attached, core::mem::take(&mut self.mutators));
-        if V::FAULTS.has(Faults::UNGATED_ATTACH) {
-            registry.attached.extend(late);
-        } else {
-            debug_assert!(late.is_empty(), "the gate is shut during a pause");
+        for header in late {
+            // SAFETY: as in `headers`.
+            let header = unsafe { &*header };
+            debug_assert!(
+                header.fiber().is_some() || V::FAULTS.has(Faults::UNGATED_ATTACH),
+                "the gate is shut during a pause, but for new fibers"
+            );
+            header.word.clear(STOP, V::FAULTS);
+            registry.put(header);
+        }
+        let ended = core::mem::take(&mut registry.ending);
+        for &header in &ended {
+            // SAFETY: as in `headers`.
+            registry.remove(unsafe { &*header });
+        }
+        if registry.is_closed() && !ended.is_empty() {
+            coordinator.somebody_left();
         }
         registry.holder = None;
         #[cfg(not(loom))]
@@ -347,6 +396,10 @@ impl<V: StackScanner> Drop for StoppedWorld<'_, V> {
         registry.site = None;
         drop(registry);
         coordinator.resumed.notify_all();
+        for header in ended {
+            // SAFETY: as in `headers`; its `Fiber` has been dropped, and it has just been dismissed.
+            unsafe { self.shared.end_fiber(&*header) };
+        }
     }
 }
 

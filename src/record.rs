@@ -44,20 +44,36 @@ pub(crate) enum Ownership {
     Fiber,
 }
 
-/// Which thread runs a fiber, and whether it is bound to that thread. Of a mutator that is no fiber's it says nothing.
+/// Which thread runs a fiber, and whether it is bound to that thread.
+///
+/// Apart from the mutator's record: the fiber's stack looks at it when it is switched to, perhaps after the [`Fiber`](crate::Fiber) has been dropped and the record serves another thread.
 pub(crate) struct FiberState {
     /// The token of the thread that runs it; 0 if none does.
     running_on: AtomicUsize,
     /// The token of the thread whose foreign frames are on its stack; 0 if there are none. Written and read by whoever runs it.
     pinned_to: core::cell::Cell<usize>,
+    /// Its first activation was entered by [`Fiber::run`](crate::Fiber::run), not by an upcall. Written and read by whoever runs it.
+    in_run: core::cell::Cell<bool>,
 }
+
+// SAFETY: the cells are touched by the thread alone that has made `running_on` its own, by an acquiring exchange.
+unsafe impl Send for FiberState {}
+// SAFETY: as above.
+unsafe impl Sync for FiberState {}
 
 /// Its [`Fiber`](crate::Fiber) has been dropped.
 const DROPPED: usize = usize::MAX;
+/// The thread that ran it is not in this process: it stayed behind in the parent.
+#[cfg(all(unix, not(loom)))]
+const LOST: usize = usize::MAX - 1;
 
 impl FiberState {
-    fn new() -> Self {
-        Self { running_on: AtomicUsize::new(0), pinned_to: core::cell::Cell::new(0) }
+    pub(crate) fn new() -> Self {
+        Self {
+            running_on: AtomicUsize::new(0),
+            pinned_to: core::cell::Cell::new(0),
+            in_run: core::cell::Cell::new(false),
+        }
     }
 
     /// Begins to run it on the thread named by `token`.
@@ -76,10 +92,23 @@ impl FiberState {
         Ok(())
     }
 
-    /// Ends to run it.
-    pub(crate) fn suspend(&self, token: usize, pinned: bool) {
+    /// Ends to run it. `depth`: how many activations its newest record has below it.
+    pub(crate) fn suspend(&self, token: usize, depth: u32) {
+        // Each activation but one that `Fiber::run` entered was called by foreign code, whose frames are on the stack.
+        let pinned = depth > u32::from(self.in_run.get());
         self.pinned_to.set(if pinned { token } else { 0 });
+        // Pairs with the exchanges in `resume` and `end`.
         self.running_on.store(0, Ordering::Release);
+    }
+
+    /// Notes whether [`Fiber::run`](crate::Fiber::run) is in progress.
+    pub(crate) fn set_in_run(&self, in_run: bool) {
+        self.in_run.set(in_run);
+    }
+
+    /// Says whether no thread runs it.
+    pub(crate) fn is_put_down(&self) -> bool {
+        self.running_on.load(Ordering::Relaxed) == 0
     }
 
     /// Says whether it runs on the thread named by `token`.
@@ -92,10 +121,16 @@ impl FiberState {
         self.running_on.compare_exchange(0, DROPPED, Ordering::Acquire, Ordering::Relaxed).is_ok()
     }
 
-    /// Puts it back in the state of a new one.
-    fn reset(&self) {
-        self.pinned_to.set(0);
-        self.running_on.store(0, Ordering::Release);
+    /// Gives it up in a forked process, where the thread that ran it is not.
+    #[cfg(all(unix, not(loom)))]
+    pub(crate) fn lose(&self) {
+        self.running_on.store(LOST, Ordering::Relaxed);
+    }
+
+    /// Says whether it was given up.
+    #[cfg(all(unix, not(loom)))]
+    pub(crate) fn is_lost(&self) -> bool {
+        self.running_on.load(Ordering::Relaxed) == LOST
     }
 }
 
@@ -128,6 +163,9 @@ pub enum FiberError {
     /// The mutator is no fiber's.
     #[error("this mutator belongs to a thread; only a fiber's can be suspended")]
     NotAFiber,
+    /// This thread holds a pause of the world.
+    #[error("this thread holds a pause of the world; end the pause before the fiber is entered")]
+    PauseHeldHere,
 }
 
 /// The part of a record that does not depend on the VM's types. Its opening words are documented layout.
@@ -149,8 +187,8 @@ pub(crate) struct Header {
     pub(crate) id: Cell<u64>,
     pub(crate) index: Cell<usize>,
     pub(crate) stacks: RefCell<Vec<Range<usize>>>,
-    /// Whether this is a fiber's, and who runs it.
-    pub(crate) fiber: FiberState,
+    /// Who runs it, if it is a fiber's; else null. Written before it is admitted and after it is dismissed, so that it can be read by any thread while it is attached.
+    pub(crate) fiber: Cell<*const FiberState>,
     /// Counts changes of older records in place.
     pub(crate) changes: Changes,
     /// How to make foreign calls in progress return, oldest first, with the depth of each.
@@ -184,7 +222,7 @@ impl Header {
             index: Cell::new(usize::MAX),
             stacks: RefCell::new(Vec::new()),
             interrupts: std::sync::Mutex::new(Vec::new()),
-            fiber: FiberState::new(),
+            fiber: Cell::new(ptr::null()),
             changes: Changes::default(),
             locks: Arc::default(),
             mailbox: RefCell::new(None),
@@ -250,9 +288,38 @@ impl Header {
         }
     }
 
-    /// Says whether this is a foreign thread's own mutator, between two upcalls. For any thread, while the registry's lock is held.
-    pub(crate) fn is_idle_foreign_thread(&self) -> bool {
-        ptr::eq(self.word.observe(), &raw const self.base) && self.base.kind.get() == FrameKind::ForeignThread
+    /// Says whether nothing runs that would ever detach it: a foreign thread between two upcalls, a fiber that is put down. For any thread, while the registry's lock is held and
+    /// it is attached.
+    pub(crate) fn is_idle(&self) -> bool {
+        match self.fiber() {
+            Some(fiber) => fiber.is_put_down(),
+            None => {
+                ptr::eq(self.word.observe(), &raw const self.base)
+                    && self.base.kind.get() == FrameKind::ForeignThread
+            }
+        }
+    }
+
+    /// Who runs it, if it is a fiber's. For its own thread, or any while the registry's lock is held; while it is attached.
+    pub(crate) fn fiber(&self) -> Option<&FiberState> {
+        // SAFETY: null, or what its `Fiber` keeps until it has been dismissed.
+        unsafe { self.fiber.get().as_ref() }
+    }
+
+    /// Says whether the fiber whose mutator this is can be left where it is: it has suspended itself, or runs nothing. For its own thread.
+    ///
+    /// # Errors
+    ///
+    /// What it is doing.
+    pub(crate) fn is_at_rest(&self) -> Result<(), &'static str> {
+        let Some(newest) = self.word.published() else { return Err("managed") };
+        // SAFETY: the word of an attached mutator holds a live record.
+        match unsafe { newest.as_ref() }.kind.get() {
+            FrameKind::Suspended | FrameKind::ForeignThread => Ok(()),
+            FrameKind::ForeignCall | FrameKind::Leaving => Err("in a foreign call"),
+            FrameKind::Safepoint => Err("stopped at a safepoint"),
+            FrameKind::Resuming => Err("waiting for a fiber that it had resumed"),
+        }
     }
 
     /// Puts the record in the state of a thread that has just attached. `reserve`: the bytes of stack an upcall must find.
@@ -271,14 +338,15 @@ impl Header {
         self.checked.leave_region();
     }
 
-    /// Puts the record in the state of a mutator that no thread runs: below its first activation there is nothing managed. Its stack may be any.
-    pub(crate) fn begin_unbound(&self) {
+    /// Puts the record in the state of a fiber's mutator, which no thread runs: below its first activation there is nothing managed. Its stack may be any.
+    pub(crate) fn begin_fiber(&self, fiber: &FiberState) {
+        self.begin(0, 0);
+        self.fiber.set(fiber);
         self.base.kind.set(FrameKind::ForeignThread);
         // It made no call: every upcall lies below.
         self.base.machine_sp.set(usize::MAX);
         self.stack_limit.set(0);
         self.native_stack.set((0, 0));
-        self.fiber.reset();
     }
 
     /// Gives back what a mutator held, so that the record can serve another thread.
@@ -302,6 +370,7 @@ impl Header {
             mailbox.close();
         }
         self.ownership.set(Ownership::Nobody);
+        self.fiber.set(ptr::null());
         self.next_on_thread.set(ptr::null());
     }
 }

@@ -6,7 +6,7 @@
 use crate::control::SignalsBlocked;
 use crate::faults::Faults;
 use crate::record::Header;
-use crate::state::ENDED;
+use crate::state::{ENDED, STOP};
 use crate::sync::{Condvar, FenceStrategy, Mutex, MutexGuard, lock, thread_token, wait};
 use crate::vm::Report;
 use core::panic::Location;
@@ -83,10 +83,44 @@ pub(crate) struct Registry {
     /// Records to use again.
     idle: Vec<*const Header>,
     next_id: u64,
+    /// Fibers that have been dropped during the pause in force: they end when it does.
+    pub(crate) ending: Vec<*const Header>,
     /// Stoppers waiting for a mutator to settle.
     pub(crate) unsettled: u32,
     /// Where the pause or handshake in force was asked for.
     pub(crate) site: Option<&'static Location<'static>>,
+}
+
+impl Registry {
+    /// Adds a record to those attached.
+    fn add(&mut self, header: &Header) {
+        header.id.set(self.next_id);
+        self.next_id += 1;
+        self.count += 1;
+        self.put(header);
+    }
+
+    /// Puts a record on the list, at its end.
+    pub(crate) fn put(&mut self, header: &Header) {
+        header.index.set(self.attached.len());
+        self.attached.push(header);
+    }
+
+    /// Takes a record out of those attached; no pause is in force.
+    pub(crate) fn remove(&mut self, header: &Header) {
+        let index = header.index.replace(usize::MAX);
+        self.count -= 1;
+        self.attached.swap_remove(index);
+        if let Some(&moved) = self.attached.get(index) {
+            // SAFETY: attached records are live; the lock is held.
+            unsafe { (*moved).index.set(index) };
+        }
+    }
+
+    /// Says whether the world has been shut down.
+    pub(crate) fn is_closed(&self) -> bool {
+        self.closed
+    }
 }
 
 // SAFETY: the headers are shared between threads by design (record.rs says who touches what) and live as long as the registry.
@@ -132,6 +166,7 @@ impl Coordinator {
                 count: 0,
                 idle: Vec::new(),
                 next_id: 1,
+                ending: Vec::new(),
                 unsettled: 0,
                 site: None,
             }),
@@ -276,12 +311,50 @@ impl Coordinator {
         if registry.closed {
             return Err(AttachError::Shutdown);
         }
-        header.id.set(registry.next_id);
-        registry.next_id += 1;
-        header.index.set(registry.attached.len());
-        registry.attached.push(header);
-        registry.count += 1;
+        registry.add(header);
         Ok(())
+    }
+
+    /// Lets a prepared record of a fiber in, without waiting: it has no frames and no roots to look at, and if a pause is in force it is told to stop before anybody can run it. So a managed
+    /// thread can make one: it must not wait for the pause that waits for it.
+    ///
+    /// # Errors
+    ///
+    /// The world is shut down.
+    pub(crate) fn admit_fiber(&self, header: &Header) -> Result<(), AttachError> {
+        let mut registry = self.lock();
+        if registry.closed {
+            return Err(AttachError::Shutdown);
+        }
+        if registry.holder.is_some() {
+            header.word.ask(STOP);
+        }
+        registry.add(header);
+        Ok(())
+    }
+
+    /// Lets a fiber's record out, without waiting. Says whether it is out: if a pause is in force, it will be when that ends, and who holds the pause ends the fiber.
+    pub(crate) fn dismiss_fiber(&self, header: &Header) -> bool {
+        let mut registry = self.lock();
+        if registry.holder.is_some() {
+            registry.ending.push(header);
+            return false;
+        }
+        registry.remove(header);
+        if registry.closed {
+            self.left.notify_all();
+        }
+        true
+    }
+
+    /// Wakes a shutdown that waits for mutators to leave.
+    pub(crate) fn somebody_left(&self) {
+        self.left.notify_all();
+    }
+
+    /// Says whether the calling thread holds a pause or a handshake.
+    pub(crate) fn is_held_here(&self) -> bool {
+        self.lock().holder == Some(thread_token())
     }
 
     /// Lets a record out, once no pause is in force. The record is published: a stopper does not wait for it meanwhile.
@@ -294,19 +367,15 @@ impl Coordinator {
         if !faults.has(Faults::UNGATED_DETACH) {
             registry = self.wait_for_resume(registry)?;
         }
-        let index = header.index.replace(usize::MAX);
-        registry.count -= 1;
         if faults.has(Faults::UNGATED_DETACH) && registry.holder.is_some() {
+            header.index.set(usize::MAX);
+            registry.count -= 1;
             return Ok(()); // the list is with the stopper, who will find the record gone
         }
         if registry.closed {
             self.left.notify_all();
         }
-        registry.attached.swap_remove(index);
-        if let Some(&moved) = registry.attached.get(index) {
-            // SAFETY: attached records are live; the lock is held.
-            unsafe { (*moved).index.set(index) };
-        }
+        registry.remove(header);
         Ok(())
     }
 
@@ -389,10 +458,10 @@ impl Coordinator {
         self.lock().count
     }
 
-    /// Counts one mutator, the others having gone with their threads.
+    /// Counts `left` mutators, the others having gone with their threads.
     #[cfg(all(unix, not(loom)))]
-    pub(crate) fn only_one_left(&self) {
-        self.lock().count = 1;
+    pub(crate) fn only_these_left(&self, left: usize) {
+        self.lock().count = left;
     }
 
     /// Takes every idle record, to free it.

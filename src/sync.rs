@@ -179,15 +179,23 @@ pub(crate) fn wait_for<'g, T>(
     condvar.wait_timeout(guard, timeout).unwrap_or_else(|poisoned| poisoned.into_inner()).0
 }
 
-/// A value that names the calling thread for as long as it lives.
+/// A number, not 0, that names the calling thread and never another: a fiber can be bound to a thread that is gone.
 ///
-/// The address of a thread-local: cheaper than [`std::thread::current`], and usable while thread-local destructors run.
+/// Cheaper than [`std::thread::current`], and usable while thread-local destructors run.
 ///
-/// Not inlined: a fiber may go on on another thread, and the address of a thread-local computed before must not be used after.
+/// Not inlined, and no address: a fiber may go on on another thread, where neither the address of a thread-local nor what was computed of it before is right any more; the compiler takes
+/// such an address for the same throughout a function.
 #[inline(never)]
 pub(crate) fn thread_token() -> usize {
-    thread_local_const! { static TOKEN: Cell<u8> = Cell::new(0); }
-    TOKEN.with(|token| core::ptr::from_ref(token).addr())
+    static NEXT: core::sync::atomic::AtomicUsize = core::sync::atomic::AtomicUsize::new(1);
+    thread_local_const! { static TOKEN: Cell<usize> = Cell::new(0); }
+    TOKEN.with(|token| {
+        if token.get() == 0 {
+            // Unique by the atomicity of the addition; nothing is published with it.
+            token.set(NEXT.fetch_add(1, Ordering::Relaxed));
+        }
+        token.get()
+    })
 }
 
 /// How a world orders its mutators' crossings against a stopper.

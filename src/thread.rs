@@ -7,8 +7,8 @@
 use crate::control::SignalsBlocked;
 use crate::faults::Faults;
 use crate::pause::Shared;
-use crate::record::{Header, MutatorRecord, Ownership};
-use crate::registry::{AttachError, PauseHeldHere};
+use crate::record::{FiberState, Header, MutatorRecord, Ownership};
+use crate::registry::AttachError;
 use crate::state::{Event, State};
 use crate::sync::{Cell, light_compiler_fence, thread_local_const, thread_local_lazy};
 use crate::unwind;
@@ -160,9 +160,15 @@ mod late {
     }
 }
 
+/// The newest mutator of this thread. Not inlined, as everything that a fiber's own frames may call: see [`thread_token`](crate::sync::thread_token).
+#[inline(never)]
+fn newest() -> *const Header {
+    NEWEST.with(Cell::get)
+}
+
 /// Calls `f` with the first mutator of this thread, newest first, for which it returns something.
 fn find<T>(mut f: impl FnMut(&Header) -> Option<T>) -> Option<T> {
-    let mut header = NEWEST.with(Cell::get);
+    let mut header = newest();
     while !header.is_null() {
         // SAFETY: records on the list are attached to this thread, and unlinked before they are given back.
         let record = unsafe { &*header };
@@ -184,6 +190,7 @@ pub(crate) fn each_on_thread<E>(mut f: impl FnMut(&Header) -> Result<(), E>) -> 
 }
 
 /// Puts a record on this thread's list.
+#[inline(never)]
 pub(crate) fn link(header: &Header) {
     header.next_on_thread.set(NEWEST.with(Cell::get));
     // A signal handler that reads the list finds it without the record or whole.
@@ -193,6 +200,7 @@ pub(crate) fn link(header: &Header) {
 }
 
 /// Takes a record off this thread's list.
+#[inline(never)]
 pub(crate) fn unlink(header: &Header) {
     let next = header.next_on_thread.get();
     let newer = find(|newer| ptr::eq(newer.next_on_thread.get(), header).then_some(ptr::from_ref(newer)));
@@ -383,12 +391,12 @@ impl<V: StackScanner> Shared<V> {
         Ok(record)
     }
 
-    /// Attaches a mutator that is no thread's.
+    /// Attaches a mutator that is no thread's. Waits for nothing.
     ///
     /// # Errors
     ///
-    /// See [`AttachError`].
-    pub(crate) fn attach_fiber(&self) -> Result<&Record<V>, AttachError> {
+    /// The world is shut down.
+    pub(crate) fn attach_fiber(&self, fiber: &FiberState) -> Result<&Record<V>, AttachError> {
         let local = self.vm.attach();
         let header = self.coordinator.take_idle().unwrap_or_else(|| self.new_record());
         // SAFETY: an idle or new record of this world; nobody else has it.
@@ -396,38 +404,18 @@ impl<V: StackScanner> Shared<V> {
         // SAFETY: as above.
         unsafe { *record.local.get() = Some(local) };
         let header = &record.header;
-        header.begin(0, 0);
-        header.begin_unbound();
+        header.begin_fiber(fiber);
         header.word.publish(&raw const header.base, V::FAULTS);
+        header.ownership.set(Ownership::Fiber);
         let undo = scopeguard::guard((), |()| {
+            header.end();
             // SAFETY: not admitted: nobody else has the record.
             drop(unsafe { (*record.local.get()).take() });
             self.coordinator.give_idle(header);
         });
-        self.coordinator.admit(header, V::FAULTS)?;
+        self.coordinator.admit_fiber(header)?;
         scopeguard::ScopeGuard::into_inner(undo);
-        header.ownership.set(Ownership::Fiber);
         Ok(record)
-    }
-
-    /// Detaches a fiber's mutator, which nobody runs. If activations of it are suspended, its record stays in memory: frames on the fiber's stack know it.
-    ///
-    /// # Errors
-    ///
-    /// The calling thread holds a pause.
-    pub(crate) fn detach_fiber(&self, record: &Record<V>) -> Result<(), PauseHeldHere> {
-        let header = &record.header;
-        let entered = !header.word.is_published(&raw const header.base);
-        self.coordinator.dismiss(header, V::FAULTS)?;
-        header.end();
-        self.handles.give_back(&header.free_handles);
-        // SAFETY: dismissed, and run by nobody: nobody else has it.
-        let local = unsafe { (*record.local.get()).take() };
-        if !entered {
-            self.coordinator.give_idle(header);
-        }
-        drop(local);
-        Ok(())
     }
 
     #[cold]

@@ -626,6 +626,15 @@ pub enum Report<'r> {
     Straggler(&'r Straggler),
     /// A thread has waited long for a pause to end.
     PauseWait(&'r PauseWait),
+    /// A [`Fiber`](crate::Fiber) was dropped while activations of it were suspended. What they held has been released; their frames must not run again.
+    FiberDropped {
+        /// The number of its mutator.
+        fiber: u64,
+        /// How many activations were suspended.
+        activations: usize,
+        /// Where it had suspended itself.
+        suspended_at: Option<&'static Location<'static>>,
+    },
 }
 
 /// A mutator that does not stop, as a pause that waits for it sees it. See [`WorldBuilder::report_after`](crate::WorldBuilder::report_after).
@@ -777,6 +786,11 @@ impl fmt::Display for Report<'_> {
             }
             Self::Straggler(straggler) => straggler.fmt(f),
             Self::PauseWait(wait) => wait.fmt(f),
+            Self::FiberDropped { fiber, activations, suspended_at } => write!(
+                f,
+                "fiber {fiber} was dropped with {activations} activation(s) suspended at {}; what they held has been released. Drop its stack first, inside `Mutator::resume`",
+                Site(*suspended_at)
+            ),
         }
     }
 }

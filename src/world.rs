@@ -11,6 +11,7 @@ use crate::record::{Header, Ownership};
 use crate::registry::{AttachError, Coordinator, Early, Stragglers, Watch};
 use crate::state::{ENDED, State};
 use crate::sync::FenceStrategy;
+use crate::thread::{each_on_thread, is_mine};
 use crate::timing::{Sites, Timings};
 use crate::transition::refuse_wait_in_own_pause;
 use crate::vm::{Report, StackScanner, Straggler};
@@ -284,7 +285,7 @@ impl<V: StackScanner> World<V> {
     /// detach, and ends the world for those that have not. Returns who these are; if there are none, nobody but this thread is attached.
     ///
     /// After that, an upcall of any of them gets its fallback value and is reported ([`Report::UpcallAfterShutdown`]), for ever; and one that comes back from its foreign call, or
-    /// polls, parks or is told so, as `stragglers` says. Foreign threads between two upcalls are not waited for. The heap stays what it is: nothing of the VM is dropped
+    /// polls, parks or is told so, as `stragglers` says. Foreign threads between two upcalls, and suspended fibers, are not waited for. The heap stays what it is: nothing of the VM is dropped
     /// before the last attachment and the last `World` are.
     ///
     /// # Panics
@@ -307,15 +308,18 @@ impl<V: StackScanner> World<V> {
             let _ = coordinator.interrupt(id);
         }
         let began = std::time::Instant::now();
-        let idle = |header: &Header| core::ptr::eq(header, own) || header.is_idle_foreign_thread();
+        let idle = |header: &Header| is_mine(header) || header.is_idle();
         let Ok(late) = coordinator.end(timeout, stragglers, idle) else {
             refuse_wait_in_own_pause("a shutdown", site)
         };
-        // This thread knows.
-        // SAFETY: null, or this thread's attached record.
-        if let Some(own) = unsafe { own.as_ref() } {
-            own.word.clear(ENDED, V::FAULTS);
-        }
+        // This thread knows: a fiber of its own, and who resumed that.
+        let told = each_on_thread(|header| {
+            if core::ptr::eq(header.coordinator(), coordinator) {
+                header.word.clear(ENDED, V::FAULTS);
+            }
+            Ok::<(), core::convert::Infallible>(())
+        });
+        let Ok(()) = told;
         late.into_iter().map(|header| coordinator.straggler(header, began.elapsed())).collect()
     }
 

@@ -52,6 +52,8 @@ const FLOORS: &[&[&str]] = &[
     &["fiber"],
     // Tools.
     &["layout"],
+    // The guide: text.
+    &["guide"],
     &["testkit"],
     // The guide: text.
     &["guide"],

@@ -104,7 +104,9 @@ impl Conduct for OnFiber {
     const EXCEPTIONS: Exceptions = Exceptions::Stop;
 }
 
-/// Runs `body` as an upcall on a fiber's mutator, on a stack of its own; not at all if the world has ended.
+/// Runs `body` as an upcall on a fiber's mutator, on a stack of its own; not at all if the world has ended. Not inlined, as it reads thread-locals: see
+/// [`thread_token`](crate::sync::thread_token).
+#[inline(never)]
 pub(crate) fn run_on<V: StackScanner>(record: &Record<V>, body: impl FnOnce(&mut Mutator<V>)) {
     cross_in(record, OnFiber, &mut Once::new(body), || ());
 }
@@ -156,6 +158,9 @@ fn cross_in_on_terms<V: StackScanner, R>(
     fallback: impl FnOnce() -> R,
 ) -> R {
     let terms = saved.terms();
+    if matches!(saved.kind.get(), FrameKind::Suspended | FrameKind::Resuming) {
+        abort_switched::<V>(record, saved);
+    }
     if terms.upcalls == Upcalls::Forbidden {
         let refused = UpcallRefused::Forbidden { call_site: saved.site.get() };
         refuse::<V>(record, saved, policy_of(conduct), refused);
@@ -489,6 +494,22 @@ impl<V: StackScanner> Mutator<V> {
         };
         carry(self.vm(), call, self.frame().own_policy(), Box::new(Thrown(exception)));
     }
+}
+
+/// Nothing runs on a stack that was switched away from: were an upcall let in, its activation would lie above frames that go on before it ends.
+#[cold]
+#[inline(never)]
+fn abort_switched<V: StackScanner>(record: &Record<V>, saved: &ForeignFrame) -> ! {
+    unwind::abort(format_args!(
+        "mutator {} cannot receive an upcall: it is {} at {}; call upcall functions on the stack of the fiber that runs",
+        record.header.id.get(),
+        if saved.kind.get() == FrameKind::Suspended {
+            "a suspended fiber"
+        } else {
+            "waiting for the fiber it resumed"
+        },
+        Site(saved.site.get())
+    ))
 }
 
 #[cold]

@@ -4,6 +4,7 @@ fn main() {
     let sources = [
         "c/calls.c",
         "c/checked.c",
+        "c/contexts.c",
         "c/crossings.c",
         "c/errors.c",
         "c/founding.c",

@@ -262,4 +262,6 @@ foreign_unwinding! {
     fn foreign_catch_and_call(call: UnwindDataCallback, next: UnwindDataCallback, x: c_int, data: *mut c_void) -> c_int;
     /// Catches and throws again.
     fn foreign_catch_and_rethrow(call: UnwindDataCallback, x: c_int, data: *mut c_void) -> c_int;
+    /// `callback(x)` on a stack of `bytes` bytes that C makes with `makecontext`; its lowest address and its end go to `bounds`, two words.
+    fn foreign_call_back_on_context(callback: Callback, x: c_int, bytes: usize, bounds: *mut usize) -> c_int;
 }
