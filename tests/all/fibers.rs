@@ -621,11 +621,17 @@ fn a_managed_thread_makes_and_drops_fibers_while_a_pause_waits_for_it() {
     for_each_strategy(|fence| {
         let world = Vm::world(fence);
         let (done, finished) = mpsc::channel();
-        let steps = Arc::new(Steps::new());
-        let (at, of) = (Arc::clone(&steps), world.clone());
+        let over = Arc::new(Steps::new());
+        let (until, of) = (Arc::clone(&over), world.clone());
+        // Threads of their own, not scoped: should the two wait for each other, the test ends and says so.
+        let pausing = thread::spawn(move || {
+            while until.now() == 0 {
+                of.pause(|stopped| stopped.mutators().count());
+            }
+        });
+        let of = world.clone();
         thread::spawn(move || {
             let mut mutator = of.attach().unwrap();
-            at.reach(1);
             for round in 0..50 {
                 // Long enough for the other's pause to be in force and to wait for this thread.
                 if round % 10 == 0 {
@@ -634,18 +640,17 @@ fn a_managed_thread_makes_and_drops_fibers_while_a_pause_waits_for_it() {
                 let fiber = of.fiber().unwrap();
                 let own = mutator.resume(&fiber, || fiber.run(|mutator| mutator.id())).unwrap();
                 assert_eq!(own, Ok(fiber.id()));
+                thread::sleep(Duration::from_micros(300));
                 drop(fiber);
                 drop(of.fiber().unwrap());
             }
             drop(mutator);
             done.send(()).unwrap();
         });
-        steps.wait(1);
-        let began = Instant::now();
-        while finished.try_recv().is_err() {
-            assert!(began.elapsed() < Duration::from_secs(60), "{fence:?}: each waits for the other");
-            world.pause(|stopped| stopped.mutators().count());
-        }
+        let finished = finished.recv_timeout(Duration::from_secs(20));
+        assert_eq!(finished, Ok(()), "{fence:?}: each waits for the other");
+        over.reach(1);
+        pausing.join().unwrap();
         assert_eq!(world.attached(), 0);
     });
 }
