@@ -260,8 +260,8 @@ impl<V: StackScanner> Mutator<V> {
     #[track_caller]
     pub fn note_lock(&mut self, name: &'static str) -> NotedLock {
         let (locks, site) = (Arc::clone(&self.header().locks), Location::caller());
-        locks.add(name, site);
-        NotedLock { locks, name, site }
+        locks.add(self.id(), name, site);
+        NotedLock { locks, mutator: self.id(), name, site }
     }
 
     /// Tells the crate that `range` (addresses) is a managed stack of this mutator, which may move later.
@@ -390,13 +390,14 @@ impl<V: StackScanner> fmt::Debug for Mutator<V> {
 #[must_use = "dropping it says that the lock has been released"]
 pub struct NotedLock {
     locks: Arc<NotedLocks>,
+    mutator: u64,
     name: &'static str,
     site: &'static Location<'static>,
 }
 
 impl Drop for NotedLock {
     fn drop(&mut self) {
-        self.locks.remove(self.name, self.site);
+        self.locks.remove(self.mutator, self.name, self.site);
     }
 }
 

@@ -119,7 +119,9 @@ impl<V: StackScanner> Shared<V> {
         for header in stopped.headers().filter(|header| those.has(header)) {
             let frame = match those {
                 Those::Glance(_) => header.word.observe(),
-                _ => coordinator.await_published(header, V::FAULTS, || stopped.headers()),
+                _ => coordinator.await_published(header, V::FAULTS, || {
+                    stopped.headers().filter(|header| those.has(header))
+                }),
             };
             header.stopped.set(frame);
             // SAFETY: null only with a fault; else a published record, complete (I1).

@@ -159,11 +159,13 @@ fn cross_in_waiting<V: StackScanner, R>(
     match wait_to_come_in::<V>(&record.header, saved, frame) {
         Ok(()) => {}
         Err(Unreleased::PauseHeldHere) => {
+            hook(|| vm_of::<V>(record).leaving_managed(Crossing::Upcall));
             let refused = UpcallRefused::PauseHeldHere { call_site: saved.site.get() };
             refuse::<V>(record, saved, conduct, refused);
             return fallback();
         }
         Err(Unreleased::Ended) => {
+            hook(|| vm_of::<V>(record).leaving_managed(Crossing::Upcall));
             vm_of::<V>(record).report(&Report::UpcallAfterShutdown);
             return fallback();
         }
