@@ -39,6 +39,14 @@ impl Faults {
     pub const NO_SKIP_CHECK: Self = Self(1 << 12);
     /// An upcall does not look at how much stack is left.
     pub const NO_STACK_CHECK: Self = Self(1 << 13);
+    /// A pause or handshake does not wait for the one in force.
+    pub const UNGATED_STOP: Self = Self(1 << 24);
+    /// Attaching looks whether the world is closed, and lets the lock go before it enters the mutator.
+    pub const CLOSED_TOO_EARLY: Self = Self(1 << 25);
+    /// Posted work is published with a relaxed store.
+    pub const RELAXED_POST: Self = Self(1 << 26);
+    /// A poll does what was posted, and then takes back the wish that it be done.
+    pub const WOKEN_TOO_LATE: Self = Self(1 << 27);
 
     /// Says whether `self` takes away all that `fault` does.
     #[inline(always)]

@@ -2,6 +2,7 @@
 
 use crate::activation::{ForeignFrame, RelocationError, StackEnd};
 use crate::anchor::Anchor;
+use crate::faults::Faults;
 use crate::pause::{Shared, StoppedWorld};
 use crate::pin::Pinner;
 use crate::record::{Header, NotedLocks};
@@ -174,7 +175,10 @@ impl<V: StackScanner> Mutator<V> {
         if self.header().word.is_stopping() {
             at_safepoint::<V, ()>(self.header(), self.frame(), Event::Poll, anchor, site, || ());
         }
-        if self.header().word.take_wake() {
+        if V::FAULTS.has(Faults::WOKEN_TOO_LATE) {
+            self.do_posted();
+            self.header().word.take_wake();
+        } else if self.header().word.take_wake() {
             self.do_posted();
         }
     }

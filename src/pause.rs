@@ -103,7 +103,10 @@ impl<V: StackScanner> Shared<V> {
         site: &'static Location<'static>,
     ) -> Result<StoppedWorld<'_, V>, PauseHeldHere> {
         let coordinator = &self.coordinator;
-        let mut registry = coordinator.wait_for_resume(coordinator.lock())?;
+        let mut registry = coordinator.lock();
+        if !V::FAULTS.has(Faults::UNGATED_STOP) {
+            registry = coordinator.wait_for_resume(registry)?;
+        }
         registry.holder = Some(thread_token());
         registry.site = Some(site);
         // The gate is shut: the list is ours until `resume` gives it back.
@@ -254,7 +257,7 @@ impl<V: StackScanner> Drop for StoppedWorld<'_, V> {
             header.word.clear(STOP, V::FAULTS);
         }
         let late = core::mem::replace(&mut registry.attached, core::mem::take(&mut self.mutators));
-        if V::FAULTS.has(Faults::UNGATED_ATTACH) {
+        if V::FAULTS.has(Faults::UNGATED_ATTACH.and(Faults::UNGATED_STOP)) {
             registry.attached.extend(late);
         } else {
             debug_assert!(late.is_empty(), "the gate is shut during a pause");

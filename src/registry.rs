@@ -284,6 +284,10 @@ impl Coordinator {
         if registry.closed {
             return Err(AttachError::Shutdown);
         }
+        if faults.has(Faults::CLOSED_TOO_EARLY) {
+            drop(registry);
+            registry = self.lock();
+        }
         header.id.set(registry.next_id);
         registry.next_id += 1;
         header.index.set(registry.attached.len());
@@ -309,6 +313,11 @@ impl Coordinator {
         }
         if registry.closed {
             self.left.notify_all();
+        }
+        if faults.has(Faults::UNGATED_STOP)
+            && registry.attached.get(index) != Some(&core::ptr::from_ref(header))
+        {
+            return Ok(()); // another stopper has the list
         }
         registry.attached.swap_remove(index);
         if let Some(&moved) = registry.attached.get(index) {

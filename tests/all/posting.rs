@@ -249,11 +249,7 @@ fn a_post_does_not_wait_for_a_pause() {
             let mut taken: Vec<_> = times.iter().map(|(taken, _)| *taken).collect();
             taken.sort();
             let most = taken[taken.len() * 99 / 100];
-            assert!(
-                taken.len() > 1_000 && most < Duration::from_micros(20),
-                "{fence:?}: {most:?} of {}",
-                taken.len()
-            );
+            assert!(taken.len() > 2 * PLACES && most < PAUSE / 10, "{fence:?}: {most:?} of {}", taken.len());
         });
         assert_eq!(DONE.load(Ordering::Relaxed), PLACES);
     });

@@ -227,7 +227,7 @@ fn a_note_of_a_lock_ends_with_its_mutator() {
     let world = watched(FenceStrategy::probe());
     let mut mutator = world.attach().unwrap();
     let record = mutator.record_address();
-    let _outlives = mutator.note_lock("another's");
+    let outlives = mutator.note_lock("another's");
     drop(mutator);
     let steps = Steps::new();
     thread::scope(|scope| {
@@ -239,9 +239,9 @@ fn a_note_of_a_lock_ends_with_its_mutator() {
             ignore_the_world(mutator.vm());
         });
         steps.wait(1);
-        drop(_outlives);
         world.pause(|_| ());
     });
+    drop(outlives);
     let stragglers = world.vm().stragglers.lock().unwrap();
     let names: Vec<_> = stragglers[0].locks.iter().map(|(name, _)| *name).collect();
     assert_eq!(names, ["its own"]);

@@ -81,6 +81,10 @@ protections! {
     RelaxedResume = RELAXED_RESUME;
     UngatedAttach = UNGATED_ATTACH;
     UngatedDetach = UNGATED_DETACH;
+    UngatedStop = UNGATED_STOP;
+    ClosedTooEarly = CLOSED_TOO_EARLY;
+    RelaxedPost = RELAXED_POST;
+    WokenTooLate = WOKEN_TOO_LATE;
 }
 
 /// How many objects the heap has: two of its own for each of two mutators.
