@@ -18,7 +18,7 @@
 
 use crate::anchor::Anchor;
 use crate::arch;
-use crate::control::{MachineState, Saved};
+use crate::control::{MachineState, Saved, SignalsBlocked};
 use crate::root_stack::{Entry, EntryKind, RootMark, RootStack, word_of};
 use crate::sync::{Cell, SiteCell};
 use crate::unwind::Payload;
@@ -311,6 +311,11 @@ impl ForeignFrame {
     pub(crate) fn newer_slow(&self) -> *const Self {
         let link = if self.terms.get().is_some() { &self.set_aside } else { &self.newer };
         if link.get().is_null() {
+            // The mutator is foreign: the handler of a signal that makes an upcall must not find the allocator's lock held by this thread.
+            let _blocked = SignalsBlocked::new();
+            if !link.get().is_null() {
+                return link.get(); // by such an upcall, just now
+            }
             let newer = Box::into_raw(Box::new(Self::new(self, self.depth + 1)));
             // SAFETY: just made, and not shared yet.
             unsafe { (*newer).settle() };

@@ -43,6 +43,14 @@ impl Faults {
     pub const HANDLE_RELEASED_AT_ONCE: Self = Self(1 << 16);
     /// Looking a raw handle up does not count its reader.
     pub const LOOKUP_UNCOUNTED: Self = Self(1 << 17);
+    /// A pause or handshake does not wait for the one in force.
+    pub const UNGATED_STOP: Self = Self(1 << 24);
+    /// Attaching looks whether the world is closed, and lets the lock go before it enters the mutator.
+    pub const CLOSED_TOO_EARLY: Self = Self(1 << 25);
+    /// Posted work is published with a relaxed store.
+    pub const RELAXED_POST: Self = Self(1 << 26);
+    /// A poll does what was posted, and then takes back the wish that it be done.
+    pub const WOKEN_TOO_LATE: Self = Self(1 << 27);
 
     /// Says whether `self` takes away all that `fault` does.
     #[inline(always)]

@@ -57,6 +57,8 @@ impl<V: StackScanner> Mutator<V> {
                     child => Ok(Forked::Parent(child)),
                 }
             };
+            // Another thread may be interrupting a call that this activation is an upcall of.
+            let _interrupts = self.header().interrupts();
             let fork = || shared.in_foreign.held(|| shared.to_stop.held(fork));
             let forked = with_homes_held(|| shared.pins.held(fork))?;
             if forked == Forked::Child {

@@ -1,5 +1,6 @@
 //! Which world takes in threads that no world knows, by VM type: for upcall functions that carry no data.
 
+use crate::control::SignalsBlocked;
 use crate::pause::Shared;
 use crate::vm::StackScanner;
 use core::any::{Any, TypeId};
@@ -11,6 +12,8 @@ type Home = (TypeId, Weak<dyn Any + Send + Sync>);
 static HOMES: Mutex<Vec<Home>> = Mutex::new(Vec::new());
 
 fn with<T>(f: impl FnOnce(&mut Vec<Home>) -> T) -> T {
+    // On a thread that is foreign or unknown: the handler of a signal that makes an upcall must not find the list locked by this thread.
+    let _blocked = SignalsBlocked::new();
     // Each critical section leaves the list whole where it can unwind.
     f(&mut HOMES.lock().unwrap_or_else(PoisonError::into_inner))
 }

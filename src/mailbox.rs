@@ -6,6 +6,7 @@
 //!
 //! A place is free, being filled, or full. A thread that is stopped for good while it fills one loses that place and nothing else.
 
+use crate::faults::Faults;
 use crate::sync::{AtomicU32, Cell};
 use core::sync::atomic::Ordering;
 
@@ -59,7 +60,7 @@ impl Mailbox {
     /// # Errors
     ///
     /// There is no place, or the mailbox is closed.
-    pub(crate) fn put(&self, work: Work) -> Result<(), PostError> {
+    pub(crate) fn put(&self, work: Work, faults: Faults) -> Result<(), PostError> {
         // What is put while the mailbox closes is lost, as what was put just before.
         if self.closed.load(Ordering::Relaxed) != 0 {
             return Err(PostError::Detached);
@@ -70,7 +71,9 @@ impl Mailbox {
             if free.is_ok() {
                 place.work.set(work);
                 // Pairs with the load in `take`.
-                place.state.store(FULL, Ordering::Release);
+                let order =
+                    if faults.has(Faults::RELAXED_POST) { Ordering::Relaxed } else { Ordering::Release };
+                place.state.store(FULL, order);
                 return Ok(());
             }
         }

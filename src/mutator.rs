@@ -4,6 +4,7 @@ use crate::activation::{ForeignFrame, RelocationError, StackEnd};
 use crate::anchor::Anchor;
 use crate::chain::{self, ChainError};
 use crate::checked::{CHECKED, Region};
+use crate::faults::Faults;
 use crate::pause::{Shared, StoppedWorld};
 use crate::pin::{PinId, Pinner};
 use crate::record::{Header, NotedLocks};
@@ -188,7 +189,10 @@ impl<V: StackScanner> Mutator<V> {
         if self.header().word.is_stopping() {
             at_safepoint::<V, ()>(self.header(), self.frame(), Event::Poll, anchor, site, || ());
         }
-        if self.header().word.take_wake() {
+        if V::FAULTS.has(Faults::WOKEN_TOO_LATE) {
+            self.do_posted();
+            self.header().word.take_wake();
+        } else if self.header().word.take_wake() {
             self.do_posted();
         }
     }
@@ -348,8 +352,8 @@ impl<V: StackScanner> Mutator<V> {
     #[track_caller]
     pub fn note_lock(&mut self, name: &'static str) -> NotedLock {
         let (locks, site) = (Arc::clone(&self.header().locks), Location::caller());
-        locks.add(name, site);
-        NotedLock { locks, name, site }
+        locks.add(self.id(), name, site);
+        NotedLock { locks, mutator: self.id(), name, site }
     }
 
     /// Tells the crate that `range` (addresses) is a managed stack of this mutator, which may move later.
@@ -518,13 +522,14 @@ impl<V: StackScanner> fmt::Debug for Mutator<V> {
 #[must_use = "dropping it says that the lock has been released"]
 pub struct NotedLock {
     locks: Arc<NotedLocks>,
+    mutator: u64,
     name: &'static str,
     site: &'static Location<'static>,
 }
 
 impl Drop for NotedLock {
     fn drop(&mut self) {
-        self.locks.remove(self.name, self.site);
+        self.locks.remove(self.mutator, self.name, self.site);
     }
 }
 

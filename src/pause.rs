@@ -140,7 +140,10 @@ impl<V: StackScanner> Shared<V> {
         site: &'static Location<'static>,
     ) -> Result<StoppedWorld<'_, V>, PauseHeldHere> {
         let coordinator = &self.coordinator;
-        let mut registry = coordinator.wait_for_resume(coordinator.lock())?;
+        let mut registry = coordinator.lock();
+        if !V::FAULTS.has(Faults::UNGATED_STOP) {
+            registry = coordinator.wait_for_resume(registry)?;
+        }
         registry.holder = Some(thread_token());
         #[cfg(not(loom))]
         {
@@ -161,7 +164,9 @@ impl<V: StackScanner> Shared<V> {
         for header in stopped.headers().filter(|header| those.has(header)) {
             let frame = match those {
                 Those::Glance(_) => header.word.observe(),
-                _ => coordinator.await_published(header, V::FAULTS, || stopped.headers()),
+                _ => coordinator.await_published(header, V::FAULTS, || {
+                    stopped.headers().filter(|header| those.has(header))
+                }),
             };
             header.stopped.set(frame);
             // SAFETY: null only with a fault; else a published record, complete (I1).
@@ -374,7 +379,7 @@ impl<V: StackScanner> Drop for StoppedWorld<'_, V> {
             // SAFETY: as in `headers`.
             let header = unsafe { &*header };
             debug_assert!(
-                header.fiber().is_some() || V::FAULTS.has(Faults::UNGATED_ATTACH),
+                header.fiber().is_some() || V::FAULTS.has(Faults::UNGATED_ATTACH.and(Faults::UNGATED_STOP)),
                 "the gate is shut during a pause, but for new fibers"
             );
             header.word.clear(STOP, V::FAULTS);

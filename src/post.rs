@@ -41,7 +41,7 @@ impl<V: StackScanner> Poster<V> {
     ///
     /// If no place is left, or the mutator has detached. Nothing has been posted then.
     pub fn post(&self, work: fn(&mut Mutator<V>, usize), data: usize) -> Result<(), PostError> {
-        self.mailbox.put((work as *const (), data))?;
+        self.mailbox.put((work as *const (), data), V::FAULTS)?;
         // SAFETY: the world keeps the header in memory. If another mutator uses it by now, that one looks into a mailbox of its own.
         unsafe { self.header.as_ref() }.word.wake();
         Ok(())

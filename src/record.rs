@@ -11,7 +11,8 @@
 //! - `interrupts`: its lock. `mailbox`: its own thread.
 //! - `stopped`: the stopper, during its pause.
 //! - `checked`: its own thread; its canary also a stopper, during its pause.
-//! - `index`: whoever holds the registry's lock. `next_on_thread`, `ownership`, `free_handles`, `releases`: its own thread.
+//! - `index`: whoever holds the registry's lock. `next_on_thread`, `free_handles`, `releases`: its own thread.
+//! - `ownership`: its own thread; others read it under the registry's lock while it is attached, when it changes under that lock only.
 
 use crate::activation::{ForeignFrame, canary_of};
 use crate::checked::Checked;
@@ -366,6 +367,8 @@ impl Header {
         unsafe { self.base.free_newer() };
         self.stacks.borrow_mut().clear();
         self.end_interrupts(0);
+        // A note can outlive its mutator; the next one on this record has nothing to do with it.
+        self.locks.noted().clear();
         if let Some(mailbox) = self.mailbox.take() {
             mailbox.close();
         }
@@ -377,18 +380,30 @@ impl Header {
 
 /// The locks a VM says its mutator's thread holds, with the places where it said so.
 #[derive(Default)]
-pub(crate) struct NotedLocks(std::sync::Mutex<Vec<(&'static str, &'static Location<'static>)>>);
+pub(crate) struct NotedLocks(std::sync::Mutex<Vec<(u64, NamedLock)>>);
+
+/// A lock's name, and where it was noted.
+type NamedLock = (&'static str, &'static Location<'static>);
 
 impl NotedLocks {
-    pub(crate) fn add(&self, name: &'static str, site: &'static Location<'static>) {
-        self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push((name, site));
+    /// Notes a lock of the mutator numbered `mutator`.
+    pub(crate) fn add(&self, mutator: u64, name: &'static str, site: &'static Location<'static>) {
+        self.noted().push((mutator, (name, site)));
     }
 
-    pub(crate) fn remove(&self, name: &'static str, site: &'static Location<'static>) {
-        let mut locks = self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        if let Some(index) = locks.iter().rposition(|noted| noted.0 == name && core::ptr::eq(noted.1, site)) {
-            locks.remove(index);
+    /// Takes the newest such note back.
+    pub(crate) fn remove(&self, mutator: u64, name: &'static str, site: &'static Location<'static>) {
+        let mut noted = self.noted();
+        let is_it =
+            |(of, lock): &(u64, NamedLock)| *of == mutator && lock.0 == name && core::ptr::eq(lock.1, site);
+        if let Some(index) = noted.iter().rposition(is_it) {
+            noted.remove(index);
         }
+    }
+
+    /// The notes, locked.
+    pub(crate) fn noted(&self) -> std::sync::MutexGuard<'_, Vec<(u64, NamedLock)>> {
+        self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 }
 
@@ -412,8 +427,8 @@ unsafe impl Send for Interrupt {}
 
 impl Header {
     /// The locks the VM has noted.
-    pub(crate) fn noted_locks(&self) -> Vec<(&'static str, &'static Location<'static>)> {
-        self.locks.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone()
+    pub(crate) fn noted_locks(&self) -> Vec<NamedLock> {
+        self.locks.noted().iter().map(|&(_, lock)| lock).collect()
     }
 
     /// Adds the interrupt of a call at `depth`.

@@ -46,6 +46,15 @@ pub(crate) enum Unreleased {
     Ended,
 }
 
+/// Who waits to go on.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Waiter {
+    /// A mutator back from foreign code, or at a poll.
+    Return,
+    /// An upcall on its way in: it can be refused.
+    Upcall,
+}
+
 /// What becomes of the first upcall of a foreign thread that comes before [`World::open`](crate::World::open).
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
 pub enum Early {
@@ -62,6 +71,13 @@ pub enum Stragglers {
     Park,
     /// It is told once: the foreign call, or the poll, ends with [`UpcallRefused::WorldEnded`](crate::UpcallRefused::WorldEnded). Then it may go on, to clean up and detach.
     Fail,
+}
+
+/// Ends nothing, and never returns: the thread's record is published, so nobody waits for it.
+fn park_for_ever() -> ! {
+    loop {
+        std::thread::park();
+    }
 }
 
 /// What the lock protects.
@@ -217,27 +233,34 @@ impl Coordinator {
         None
     }
 
-    /// Waits until nobody wants `header`'s mutator to stop, with the lock held again.
+    /// Waits until nobody wants `header`'s mutator to stop. In a world that has ended and parks its stragglers, a return waits for ever.
     ///
     /// # Errors
     ///
     /// The calling thread holds the pause, or the world has ended.
-    pub(crate) fn wait_until_released<'g>(
-        &'g self,
-        header: &Header,
-        mut registry: MutexGuard<'g, Registry>,
-    ) -> Result<MutexGuard<'g, Registry>, Unreleased> {
+    pub(crate) fn wait_until_released(&self, header: &Header, waiter: Waiter) -> Result<(), Unreleased> {
+        // The record is published, so a handler's upcall could come in: it must not find the lock held by the thread it interrupts.
+        let blocked = SignalsBlocked::new();
+        let mut registry = self.lock();
         #[cfg(not(loom))]
         let (began, mut unreported) = (std::time::Instant::now(), self.watch);
         while header.word.is_stopping() {
             if registry.holder == Some(thread_token()) {
                 return Err(Unreleased::PauseHeldHere);
             }
-            if registry.ended == Some(Stragglers::Fail) && header.word.is_ended() {
-                return Err(Unreleased::Ended);
-            }
             if registry.unsettled > 0 {
                 self.settled.notify_all();
+            }
+            if header.word.is_ended() {
+                match registry.ended {
+                    Some(Stragglers::Park) if waiter == Waiter::Return => {
+                        drop(registry);
+                        drop(blocked);
+                        park_for_ever();
+                    }
+                    Some(_) => return Err(Unreleased::Ended),
+                    None => {}
+                }
             }
             #[cfg(not(loom))]
             if let Some(watch) = unreported {
@@ -255,7 +278,7 @@ impl Coordinator {
             }
             registry = wait(&self.resumed, registry);
         }
-        Ok(registry)
+        Ok(())
     }
 
     /// Takes a record to use again, if there is one.
@@ -310,6 +333,10 @@ impl Coordinator {
         }
         if registry.closed {
             return Err(AttachError::Shutdown);
+        }
+        if faults.has(Faults::CLOSED_TOO_EARLY) {
+            drop(registry);
+            registry = self.lock();
         }
         registry.add(header);
         Ok(())
@@ -375,6 +402,11 @@ impl Coordinator {
         if registry.closed {
             self.left.notify_all();
         }
+        if faults.has(Faults::UNGATED_STOP)
+            && registry.attached.get(header.index.get()) != Some(&core::ptr::from_ref(header))
+        {
+            return Ok(()); // another stopper has the list
+        }
         registry.remove(header);
         Ok(())
     }
@@ -419,6 +451,21 @@ impl Coordinator {
             // A foreign thread's last upcall ends without a signal, hence the short waits.
             registry = crate::sync::wait_for(&self.left, registry, remaining.min(Duration::from_millis(5)));
         }
+    }
+
+    /// Ends a closed world in which nobody but the calling thread is attached.
+    ///
+    /// # Errors
+    ///
+    /// The calling thread holds a pause.
+    #[cfg(not(loom))]
+    pub(crate) fn end_alone(&self, stragglers: Stragglers) -> Result<(), PauseHeldHere> {
+        let mut registry = self.lock();
+        if registry.holder == Some(thread_token()) {
+            return Err(PauseHeldHere);
+        }
+        registry.ended = Some(stragglers);
+        Ok(())
     }
 
     pub(crate) fn is_closed(&self) -> bool {

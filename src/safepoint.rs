@@ -8,7 +8,7 @@ use crate::activation::ForeignFrame;
 use crate::errno::Errno;
 use crate::faults::Faults;
 use crate::record::Header;
-use crate::registry::{Coordinator, Unreleased};
+use crate::registry::{Coordinator, Unreleased, Waiter};
 
 impl Coordinator {
     /// Publishes `frame`, waits for the pause in force to end, and returns managed in the activation whose record is `running`.
@@ -23,12 +23,13 @@ impl Coordinator {
         header: &Header,
         frame: *const ForeignFrame,
         running: *const ForeignFrame,
+        waiter: Waiter,
         faults: Faults,
     ) -> Result<(), Unreleased> {
         Errno::keep(|| {
             loop {
                 header.word.publish(frame, faults);
-                drop(self.wait_until_released(header, self.lock())?);
+                self.wait_until_released(header, waiter)?;
                 if header.word.retract(running, faults) {
                     return Ok(());
                 }
@@ -49,6 +50,6 @@ impl Coordinator {
         faults: Faults,
     ) -> Result<(), Unreleased> {
         header.word.clear(crate::state::ENDED, faults);
-        self.wait_published(header, frame, running, faults)
+        self.wait_published(header, frame, running, Waiter::Return, faults)
     }
 }

@@ -130,11 +130,12 @@ impl<V: StackScanner> World<V> {
     ///
     /// # Panics
     ///
-    /// If this thread holds a pause or a handshake of this world.
+    /// If this thread is managed in this world (use [`Mutator::sample`]), or holds a pause or a handshake of it.
     #[must_use]
     #[track_caller]
     pub fn sample(&self, id: u64) -> Option<Sample> {
         let site = Location::caller();
+        self.refuse_if_managed("Mutator::sample", site);
         sample(self.shared(), id, site)
             .unwrap_or_else(|PauseHeldHere| refuse_wait_in_own_pause("a sample", site))
     }

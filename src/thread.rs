@@ -40,7 +40,9 @@ struct ExitHook {
     attached: RefCell<Attached>,
 }
 
-type Attached = Vec<(*const Header, Arc<dyn Leave>)>;
+type Attached = Vec<Entry>;
+
+type Entry = (*const Header, Arc<dyn Leave>);
 
 /// A world, as far as a thread that leaves it must know.
 trait Leave: Send + Sync {
@@ -75,24 +77,31 @@ impl Drop for ExitHook {
             let _leaked = core::mem::ManuallyDrop::new(self.attached.take());
             return;
         }
-        let mut attached = self.attached.take();
-        attached.retain(|(header, world)| {
-            // SAFETY: `world` keeps the record alive; it is this thread's.
-            let header = unsafe { &**header };
-            // Looked at once: a record that has been left may be another thread's by now.
-            match header.ownership.get() {
-                Ownership::Thread => {
-                    world.leave(header);
-                    false
-                }
-                Ownership::Attachment => true,
-                Ownership::Nobody | Ownership::Orphan | Ownership::Fiber => false,
-            }
-        });
-        if !attached.is_empty() {
-            // They have been leaked, or live in thread-locals that are destroyed later, where they can still be used.
-            late::arm(attached);
+        let attached = self.attached.take();
+        if attached.is_empty() {
+            return;
         }
+        // Leaving runs code of the VM, which may drop attachments of this thread: they must be found, and taken off the list.
+        late::arm(attached);
+        leave_owned(late::take_owned);
+        late::disarm_if_empty();
+        // What is left has been leaked, or lives in thread-locals that are destroyed later, where it can still be used.
+    }
+}
+
+/// Takes the next attachment off a list that the thread itself owns.
+fn take_owned(attached: &mut Attached) -> Option<Entry> {
+    // SAFETY: the entry's world keeps the record alive; the record is this thread's as long as the list has it.
+    let index =
+        attached.iter().position(|(header, _)| unsafe { (**header).ownership.get() } == Ownership::Thread)?;
+    Some(attached.swap_remove(index))
+}
+
+/// Ends the attachments that the thread itself owns, one after the other.
+fn leave_owned(mut next: impl FnMut() -> Option<Entry>) {
+    while let Some((header, world)) = next() {
+        // SAFETY: `world` keeps the record alive; it is this thread's.
+        world.leave(unsafe { &*header });
     }
 }
 
@@ -102,7 +111,7 @@ impl Drop for ExitHook {
 /// thread-locals; then nothing managed can run on the thread any more, and what was leaked can count as stopped. Its roots stay (I9).
 mod late {
     use super::{
-        Attached, Cell, Faults, FrameKind, Header, Ownership, State, ptr, thread_local_const, unlink,
+        Attached, Cell, Entry, Faults, FrameKind, Header, Ownership, State, ptr, thread_local_const, unlink,
     };
 
     thread_local_const! {
@@ -114,15 +123,38 @@ mod late {
     pub(super) fn arm(attached: Attached) {
         let attached = Box::into_raw(Box::new(attached));
         LATE.with(|late| late.set(attached));
+        call_at_exit();
+    }
+
+    /// Has [`run`] called when the thread-locals are gone. A thread can attach itself as late as that, in a destructor of thread-specific data of its own; no
+    /// thread-local's destructor would detach it then.
+    pub(super) fn call_at_exit() {
         #[cfg(all(unix, not(loom), not(miri)))]
         if let Some(key) = key() {
-            // SAFETY: a key of this process; the destructor takes what is stored.
-            unsafe { libc::pthread_setspecific(key, attached.cast_const().cast()) };
+            // SAFETY: a key of this process; any value that is not null has its destructor called.
+            unsafe { libc::pthread_setspecific(key, ptr::without_provenance(1)) };
         }
     }
 
+    /// Gives back the list if nothing is on it.
+    pub(super) fn disarm_if_empty() {
+        let attached = LATE.with(Cell::get);
+        // SAFETY: null, or the list `arm` stored, which only this thread reaches.
+        if unsafe { attached.as_ref() }.is_some_and(Vec::is_empty) {
+            LATE.with(|late| late.set(ptr::null_mut()));
+            // SAFETY: made by `Box::into_raw` in `arm`, and taken out just now.
+            drop(unsafe { Box::from_raw(attached) });
+        }
+    }
+
+    /// Takes the next attachment off the list that the thread itself owns.
+    pub(super) fn take_owned() -> Option<Entry> {
+        // SAFETY: null, or the list `arm` stored, which only this thread reaches.
+        super::take_owned(unsafe { LATE.with(Cell::get).as_mut() }?)
+    }
+
     /// Takes an attachment off the list: it has been dropped after all.
-    pub(super) fn remove(header: &Header) -> Option<(*const Header, std::sync::Arc<dyn super::Leave>)> {
+    pub(super) fn remove(header: &Header) -> Option<Entry> {
         // SAFETY: null, or the list `arm` stored, which only this thread reaches.
         let attached = unsafe { LATE.with(Cell::get).as_mut() }?;
         let index = attached.iter().position(|(entry, _)| ptr::eq(*entry, header))?;
@@ -134,23 +166,28 @@ mod late {
         static KEY: std::sync::OnceLock<Option<libc::pthread_key_t>> = std::sync::OnceLock::new();
         *KEY.get_or_init(|| {
             let mut key = 0;
-            // SAFETY: `key` is valid for writes, and `run` takes what `arm` stores.
+            // SAFETY: `key` is valid for writes, and `run` may be called at any thread's exit.
             (unsafe { libc::pthread_key_create(&raw mut key, Some(run)) } == 0).then_some(key)
         })
     }
 
     #[cfg_attr(not(all(unix, not(loom), not(miri))), expect(dead_code, reason = "there is no such moment"))]
-    /// # Safety
-    ///
-    /// `attached` is what `arm` stored, and is given once.
-    unsafe extern "C" fn run(attached: *mut core::ffi::c_void) {
-        LATE.with(|late| late.set(ptr::null_mut()));
-        // SAFETY: made by `Box::into_raw` in `arm`, and given to this function once.
-        let attached = unsafe { Box::from_raw(attached.cast::<Attached>()) };
+    extern "C" fn run(_: *mut core::ffi::c_void) {
+        let attached = LATE.with(|late| late.replace(ptr::null_mut()));
+        if attached.is_null() {
+            // The exit hook has not run, and on most systems will not: the thread attached itself when it was too late for that.
+            let next = || super::EXIT.try_with(|exit| super::take_owned(&mut exit.attached.borrow_mut()));
+            return super::leave_owned(|| next().ok().flatten());
+        }
+        // SAFETY: made by `Box::into_raw` in `arm`, and taken out just now.
+        let attached = unsafe { Box::from_raw(attached) };
         for (header, _world) in *attached {
             // SAFETY: `_world` keeps the record alive; it is this thread's.
             let header = unsafe { &*header };
-            header.ownership.set(Ownership::Orphan);
+            {
+                let _registry = header.coordinator().lock();
+                header.ownership.set(Ownership::Orphan);
+            }
             if header.state() == State::Managed {
                 header.base.kind.set(FrameKind::Leaving);
                 header.word.publish(&raw const header.base, Faults::NONE);
@@ -369,6 +406,7 @@ impl<V: StackScanner> Shared<V> {
         let undo = scopeguard::guard((), |()| {
             // SAFETY: not admitted: nobody else has the record.
             drop(unsafe { (*record.local.get()).take() });
+            header.ownership.set(Ownership::Nobody);
             self.coordinator.give_idle(header);
         });
         match ownership {
@@ -381,12 +419,16 @@ impl<V: StackScanner> Shared<V> {
             // Managed from the start: no stopper can look until the gate lets it in, and then none is stopping.
             _ => header.word.reset(&raw const header.base),
         }
+        // Before the gate lets it in: from then on other threads may read it, under the registry's lock.
+        header.ownership.set(ownership);
         self.coordinator.admit(header, V::FAULTS)?;
         scopeguard::ScopeGuard::into_inner(undo);
-        header.ownership.set(ownership);
         let world: Arc<dyn Leave> = Arc::<Self>::clone(self);
         // It was there just now, and its destructor runs after this function has returned.
         let _ = EXIT.try_with(|exit| exit.attached.borrow_mut().push((ptr::from_ref(header), world)));
+        if ownership == Ownership::Thread {
+            late::call_at_exit();
+        }
         link(header);
         Ok(record)
     }
@@ -411,8 +453,10 @@ impl<V: StackScanner> Shared<V> {
             header.end();
             // SAFETY: not admitted: nobody else has the record.
             drop(unsafe { (*record.local.get()).take() });
+            header.ownership.set(Ownership::Nobody);
             self.coordinator.give_idle(header);
         });
+        header.ownership.set(Ownership::Fiber);
         self.coordinator.admit_fiber(header)?;
         scopeguard::ScopeGuard::into_inner(undo);
         Ok(record)

@@ -8,7 +8,7 @@ use crate::checked::CHECKED;
 use crate::faults::Faults;
 use crate::pause::Shared;
 use crate::record::Header;
-use crate::registry::Unreleased;
+use crate::registry::{Unreleased, Waiter};
 use crate::state::Event;
 use crate::unwind::{self, Payload, Thrown};
 use crate::vm::{Capture, Crossing, FrameKind, Report, Site, StackScanner, UpcallError, UpcallRefused, Vm};
@@ -205,7 +205,7 @@ fn wait_slow<V: StackScanner>(header: &Header, frame: &ForeignFrame) {
 /// The thread holds the pause itself, and is not managed; or the world has ended, and it is managed.
 fn wait_managed<V: StackScanner>(header: &Header, frame: &ForeignFrame) -> Result<(), Unreleased> {
     let coordinator = header.coordinator();
-    match coordinator.wait_published(header, frame, frame, V::FAULTS) {
+    match coordinator.wait_published(header, frame, frame, Waiter::Return, V::FAULTS) {
         Err(Unreleased::Ended) => {
             coordinator.release_ended(header, frame, frame, V::FAULTS)?;
             Err(Unreleased::Ended)
@@ -290,7 +290,7 @@ pub(crate) fn wait_to_come_in<V: StackScanner>(
     saved: &ForeignFrame,
     frame: &ForeignFrame,
 ) -> Result<(), Unreleased> {
-    header.coordinator().wait_published(header, saved, frame, V::FAULTS)
+    header.coordinator().wait_published(header, saved, frame, Waiter::Upcall, V::FAULTS)
 }
 
 /// Becomes foreign again at the end of an upcall, re-instating the very record that was set aside: the last store (I2).

@@ -49,7 +49,8 @@ pub trait Vm: Sized + Send + Sync + 'static {
     const TIMED: bool = false;
 
     /// Makes the data of a mutator that is being attached. Called on its thread, before it is a mutator: may allocate and block, must not
-    /// touch the heap. May panic; then the thread is not attached.
+    /// touch the heap. May panic; then the thread is not attached. No signal is delivered to the thread meanwhile, so that a handler that makes an upcall finds the thread
+    /// attached or not; a thread that is started here inherits that mask.
     fn attach(&self) -> Self::Local;
 
     /// Says whether `reference` can be an argument of a foreign call under `plan`.

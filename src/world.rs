@@ -9,11 +9,11 @@ use crate::pause::{Shared, StoppedMutator, StoppedWorld};
 use crate::pin::{PinTable, Pinner};
 use crate::record::{Header, Ownership};
 use crate::registry::{AttachError, Coordinator, Early, Stragglers, Watch};
-use crate::state::{ENDED, State};
+use crate::state::{ENDED, Event, State};
 use crate::sync::FenceStrategy;
 use crate::thread::{each_on_thread, is_mine};
 use crate::timing::{Sites, Timings};
-use crate::transition::refuse_wait_in_own_pause;
+use crate::transition::{at_safepoint, refuse_wait_in_own_pause};
 use crate::vm::{Report, StackScanner, Straggler};
 use core::fmt;
 use core::ops::{Deref, DerefMut};
@@ -171,7 +171,7 @@ impl<V: StackScanner> World<V> {
     /// # Panics
     ///
     /// If this thread is managed in this world.
-    fn refuse_if_managed(&self, instead: &str, site: &'static Location<'static>) {
+    pub(crate) fn refuse_if_managed(&self, instead: &str, site: &'static Location<'static>) {
         // SAFETY: null, or this thread's attached record.
         if let Some(record) = unsafe { self.shared.current().as_ref() } {
             if let Some(region) = record.header.checked.region() {
@@ -204,7 +204,13 @@ impl<V: StackScanner> World<V> {
     /// # Errors
     ///
     /// If this thread holds the pause.
+    ///
+    /// # Panics
+    ///
+    /// If this thread is managed in this world: the pause would wait for it. [`Mutator::interrupt`] is for such a thread.
+    #[track_caller]
     pub fn interrupt(&self, id: u64) -> Result<bool, InterruptError> {
+        self.refuse_if_managed("Mutator::interrupt", Location::caller());
         self.shared.coordinator.interrupt(id).map_err(|_| InterruptError)
     }
 
@@ -299,9 +305,14 @@ impl<V: StackScanner> World<V> {
         let coordinator = &self.shared.coordinator;
         coordinator.close();
         let own = self.shared.current().cast::<Header>();
-        if coordinator.attached() > usize::from(!own.is_null()) {
-            self.refuse_if_managed("ForeignCall::run", site);
+        if coordinator.attached() == usize::from(!own.is_null()) {
+            // Nobody else comes any more. Nothing to wait for, above all not a pause: it would wait for this thread, if that is managed.
+            let Ok(()) = coordinator.end_alone(stragglers) else {
+                refuse_wait_in_own_pause("a shutdown", site)
+            };
+            return Vec::new();
         }
+        self.refuse_if_managed("ForeignCall::run", site);
         let Ok(ids) = coordinator.ids() else { refuse_wait_in_own_pause("a shutdown", site) };
         for id in ids {
             // Whether there was something to interrupt makes no difference; that no pause is held here has just been seen.
@@ -327,6 +338,33 @@ impl<V: StackScanner> World<V> {
     #[must_use]
     pub fn is_shut_down(&self) -> bool {
         self.shared.coordinator.is_closed()
+    }
+}
+
+impl<V: StackScanner> Mutator<V> {
+    /// [`World::interrupt`], for a thread that is managed: it counts as stopped meanwhile, so what this activation did not root may have moved when it returns.
+    ///
+    /// # Errors
+    ///
+    /// If this thread holds a pause of this world.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use reentry::{World, testkit::TestVm};
+    /// let world = World::new(TestVm::new());
+    /// let mut mutator = world.attach()?;
+    /// let me = mutator.id();
+    /// // It is in no call that could be interrupted.
+    /// assert_eq!(mutator.interrupt(me), Ok(false));
+    /// # Ok::<(), reentry::AttachError>(())
+    /// ```
+    #[track_caller]
+    pub fn interrupt(&mut self, id: u64) -> Result<bool, InterruptError> {
+        let site = Location::caller();
+        at_safepoint::<V, _>(self.header(), self.frame(), Event::Pause, None, site, || {
+            self.shared().coordinator.interrupt(id).map_err(|_| InterruptError)
+        })
     }
 }
 

@@ -86,7 +86,7 @@ impl<'m, V: StackScanner> ForeignCall<'m, V> {
     ///     // A Rust closure stands for the C code here.
     ///     mutator.foreign_call().interruptible(&ask).run(|| while !stop.load(Ordering::Relaxed) {});
     /// });
-    /// assert_eq!(world.interrupt(id), Ok(false));
+    /// assert_eq!(mutator.interrupt(id), Ok(false));
     /// # Ok::<(), reentry::AttachError>(())
     /// ```
     #[inline(always)]

@@ -83,6 +83,10 @@ protections! {
     UngatedDetach = UNGATED_DETACH;
     HandleReleasedAtOnce = HANDLE_RELEASED_AT_ONCE;
     LookupUncounted = LOOKUP_UNCOUNTED;
+    UngatedStop = UNGATED_STOP;
+    ClosedTooEarly = CLOSED_TOO_EARLY;
+    RelaxedPost = RELAXED_POST;
+    WokenTooLate = WOKEN_TOO_LATE;
 }
 
 /// How many objects the heap has: two of its own for each of two mutators.

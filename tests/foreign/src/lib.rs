@@ -2,7 +2,7 @@
 //!
 //! Every function is what its C source says; whoever calls one promises valid pointers and functions that may be called.
 
-use core::ffi::{c_int, c_uchar, c_void};
+use core::ffi::{c_int, c_long, c_uchar, c_void};
 use core::sync::atomic::{AtomicU32, AtomicU64};
 
 /// A callback of one `int`.
@@ -238,6 +238,20 @@ foreign! {
     fn foreign_throw_and_catch(call: DataCallback, x: c_int, data: *mut c_void) -> c_int;
     /// Throws the result of `call(x, data)` and catches it.
     fn foreign_catch_after_callback(call: DataCallback, x: c_int, data: *mut c_void) -> c_int;
+    /// Gives `count` items to libuv's pool: `on_pool(i)` runs on a thread of the pool, `on_loop(i)` on this one. The sum of the results.
+    fn foreign_uv(count: c_int, on_pool: Callback, on_loop: Callback) -> i64;
+    /// Ends the threads of libuv's pool, which must not be used after.
+    fn foreign_uv_end();
+    /// `visits` threads call back `calls` times each, one after the other, flooded with a signal whose handler calls back too if `may_call()` is not 0. How many did; `not`: how many did not.
+    fn foreign_flood(flooders: c_int, visits: c_int, calls: c_int, callback: Callback, may_call: extern "C" fn() -> c_int, not: *mut c_long) -> c_long;
+    /// Blocks until `fd` can be read: the result of `poll`.
+    fn foreign_poll(fd: c_int, timeout: c_int) -> c_int;
+    /// `callback(7)` in a destructor of a pthread's specific data, after `calls_before` calls from the thread itself.
+    fn foreign_call_back_in_destructor(callback: Callback, calls_before: c_int) -> c_int;
+    /// Has the process print `callback(7)` at its exit.
+    fn foreign_call_back_at_exit(callback: Callback);
+    /// `callback(x)` on a stack of `bytes` bytes that C makes with `makecontext`; its lowest address and its end go to `bounds`, two words.
+    fn foreign_call_back_on_context(callback: Callback, x: c_int, bytes: usize, bounds: *mut usize) -> c_int;
 }
 
 macro_rules! foreign_unwinding {
@@ -262,6 +276,4 @@ foreign_unwinding! {
     fn foreign_catch_and_call(call: UnwindDataCallback, next: UnwindDataCallback, x: c_int, data: *mut c_void) -> c_int;
     /// Catches and throws again.
     fn foreign_catch_and_rethrow(call: UnwindDataCallback, x: c_int, data: *mut c_void) -> c_int;
-    /// `callback(x)` on a stack of `bytes` bytes that C makes with `makecontext`; its lowest address and its end go to `bounds`, two words.
-    fn foreign_call_back_on_context(callback: Callback, x: c_int, bytes: usize, bounds: *mut usize) -> c_int;
 }
