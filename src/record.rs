@@ -295,8 +295,8 @@ impl Header {
         match self.fiber() {
             Some(fiber) => fiber.is_put_down(),
             None => {
-                ptr::eq(self.word.observe(), &raw const self.base)
-                    && self.base.kind.get() == FrameKind::ForeignThread
+                self.ownership.get() == Ownership::Thread
+                    && ptr::eq(self.word.observe(), &raw const self.base)
             }
         }
     }

@@ -448,7 +448,6 @@ impl<V: StackScanner> Shared<V> {
         let header = &record.header;
         header.begin_fiber(fiber);
         header.word.publish(&raw const header.base, V::FAULTS);
-        header.ownership.set(Ownership::Fiber);
         let undo = scopeguard::guard((), |()| {
             header.end();
             // SAFETY: not admitted: nobody else has the record.

@@ -192,7 +192,6 @@ fn cross_in_waiting<V: StackScanner, R>(
     match wait_to_come_in::<V>(&record.header, saved, frame) {
         Ok(()) => {}
         Err(Unreleased::PauseHeldHere) => {
-            hook(|| vm_of::<V>(record).leaving_managed(Crossing::Upcall));
             let refused = UpcallRefused::PauseHeldHere { call_site: saved.site.get() };
             // What the way in took, a global lock, is given back: the way back of the foreign call takes it again.
             hook(|| vm_of::<V>(record).leaving_managed(Crossing::Upcall));

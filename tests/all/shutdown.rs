@@ -6,9 +6,10 @@ use core::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use core::time::Duration;
 use reentry::{
     AttachError, Capture, Crossing, FenceStrategy, Mutator, Report, RootVisitor, Segment, StackScanner,
-    Stragglers, UpcallClosure, UpcallRefused, Vm, World,
+    Stragglers, Thrown, UpcallClosure, UpcallRefused, Vm, World,
 };
 use reentry_foreign::{foreign_call_back_last, foreign_meet};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Mutex;
 use std::thread;
 use std::time::Instant;
@@ -17,6 +18,8 @@ use std::time::Instant;
 #[derive(Default)]
 struct Ending {
     reports: Mutex<Vec<String>>,
+    /// The refusals it has made exceptions of.
+    refused: Mutex<Vec<String>>,
     /// Entries of managed code less departures, the base activation of an attached thread not counted.
     balance: AtomicI64,
 }
@@ -41,6 +44,7 @@ impl Vm for Ending {
     }
 
     fn exception_for(&self, refused: &UpcallRefused) -> Option<Ended> {
+        self.refused.lock().unwrap().push(refused.to_string());
         matches!(refused, UpcallRefused::WorldEnded { .. }).then_some(Ended)
     }
 
@@ -195,6 +199,17 @@ fn a_managed_thread_cannot_wait_for_others_and_is_told_so() {
 #[test]
 fn a_straggler_is_told_once_by_its_next_call_poll_or_pause_and_can_clean_up() {
     type Way = fn(&mut Mutator<Ending>, &Steps);
+    /// What unwinds is the VM's exception, made of the refusal, which names the call site.
+    fn told(mutator: &mut Mutator<Ending>, f: impl FnOnce(&mut Mutator<Ending>)) {
+        let payload = catch_unwind(AssertUnwindSafe(|| f(mutator))).expect_err("it is told");
+        assert!(payload.is::<Thrown<Ended>>());
+        let refused = mutator.vm().refused.lock().unwrap().pop().expect("the VM was asked");
+        assert!(
+            refused.contains("the world was shut down, and did not wait for the foreign call or poll at"),
+            "{refused}"
+        );
+        assert!(refused.contains(file!()), "{refused}");
+    }
     /// Becomes a straggler: in managed code, which neither polls nor crosses.
     fn fall_behind(steps: &Steps) {
         steps.reach(1);
@@ -202,12 +217,9 @@ fn a_straggler_is_told_once_by_its_next_call_poll_or_pause_and_can_clean_up() {
     }
     fn by_run(mutator: &mut Mutator<Ending>, steps: &Steps) {
         // SAFETY: C touches the word alone, which lives.
-        let text = message(|| mutator.foreign_call().run(|| unsafe { foreign_meet(steps.word(), 1, 2) }));
-        assert!(
-            text.contains("the world was shut down, and did not wait for the foreign call or poll at"),
-            "{text}"
-        );
-        assert!(text.contains(file!()), "{text}");
+        told(mutator, |mutator| {
+            mutator.foreign_call().run(|| unsafe { foreign_meet(steps.word(), 1, 2) });
+        });
     }
     fn by_try_run(mutator: &mut Mutator<Ending>, steps: &Steps) {
         fall_behind(steps);
@@ -215,14 +227,12 @@ fn a_straggler_is_told_once_by_its_next_call_poll_or_pause_and_can_clean_up() {
     }
     fn by_poll(mutator: &mut Mutator<Ending>, steps: &Steps) {
         fall_behind(steps);
-        let text = message(|| mutator.poll());
-        assert!(text.contains("did not wait for the foreign call or poll at"), "{text}");
+        told(mutator, |mutator| mutator.poll());
     }
     fn by_pause(mutator: &mut Mutator<Ending>, steps: &Steps) {
         fall_behind(steps);
         let ran = AtomicBool::new(false);
-        let text = message(|| mutator.pause(|_| ran.store(true, Ordering::Relaxed)));
-        assert!(text.contains("did not wait for the foreign call or poll at"), "{text}");
+        told(mutator, |mutator| mutator.pause(|_| ran.store(true, Ordering::Relaxed)));
         assert!(ran.load(Ordering::Relaxed), "the pause took place");
     }
     fn by_guard(mutator: &mut Mutator<Ending>, steps: &Steps) {

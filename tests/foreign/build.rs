@@ -42,6 +42,10 @@ fn main() {
 }
 
 /// Says what to install, in place of a page of compiler errors.
+///
+/// # Panics
+///
+/// If the header is not found.
 fn find_libuv() {
     let mut look = cc::Build::new().get_compiler().to_command();
     let look = look.args(["-E", "-include", "uv.h", "-x", "c", "/dev/null"]);
