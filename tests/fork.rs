@@ -191,7 +191,7 @@ fn a_child_forked_in_the_midst_of_everything_has_a_world_that_works_and_so_has_t
             let status = mutator.foreign_call().run(|| status_of(child));
             assert_eq!(status, 0, "fork {round}: the child's status (a signal, or its exit code times 256)");
         }
-        println!("{FORKS} forks in {:?}", began.elapsed());
+        eprintln!("{FORKS} forks in {:?}", began.elapsed());
         drop(mutator);
     });
     assert!(rounds.load(Ordering::Relaxed) > 0);

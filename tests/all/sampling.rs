@@ -3,13 +3,14 @@
 use crate::plain::{Plain, Steps};
 use core::ffi::c_int;
 use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering};
+use core::time::Duration;
 use reentry::{
     Anchor, Busy, FenceStrategy, FrameKind, Mutator, Sample, SampledActivation, StackEnd, World,
     sample_thread, upcall_fn,
 };
 use reentry_foreign::{foreign_call_back, foreign_meet};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 /// Keys of anchors: a crossing's pc is a number, its sp lies in the managed stack that the mutator has at the moment, and its fp belongs to both.
 const SCALE: usize = 1 << 20;
@@ -188,7 +189,7 @@ fn profile<const TAG: u32>(crossings: usize) {
         watcher.join().unwrap()
     });
     let count = |counter: &AtomicUsize| counter.load(Ordering::Relaxed);
-    println!(
+    eprintln!(
         "{crossings} crossings in {:?}: {} ticks (depths {:?}), {} busy, {} torn; {watched:?} of another thread",
         began.elapsed(),
         count(&found.samples),
