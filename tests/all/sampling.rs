@@ -104,14 +104,14 @@ impl Timer {
         event.sigev_notify_thread_id = unsafe { libc::gettid() };
         let mut timer = core::ptr::null_mut();
         // SAFETY: both are valid; the timer is deleted before they are gone.
-        assert_eq!(
-            unsafe { libc::timer_create(libc::CLOCK_THREAD_CPUTIME_ID, &raw mut event, &raw mut timer) },
-            0
-        );
+        let made =
+            unsafe { libc::timer_create(libc::CLOCK_THREAD_CPUTIME_ID, &raw mut event, &raw mut timer) };
+        assert_eq!(made, 0);
         let tick = libc::timespec { tv_sec: 0, tv_nsec: 1_000_000 };
         let period = libc::itimerspec { it_interval: tick, it_value: tick };
         // SAFETY: a timer made just now.
-        assert_eq!(unsafe { libc::timer_settime(timer, 0, &raw const period, core::ptr::null_mut()) }, 0);
+        let set = unsafe { libc::timer_settime(timer, 0, &raw const period, core::ptr::null_mut()) };
+        assert_eq!(set, 0);
         Self { timer, before }
     }
 }
