@@ -7,11 +7,12 @@ mod common;
 use common::{BenchVm, SecondThread, criterion, world};
 use core::ffi::c_int;
 use core::hint::black_box;
+use core::time::Duration;
 use criterion::{Criterion, criterion_group, criterion_main};
 use reentry::{FenceStrategy, Mutator, upcall_fn};
 use reentry_foreign::{Callback, foreign_call_back_many};
 use std::sync::mpsc::channel;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 fn managed(_: &mut Mutator<BenchVm>, x: c_int) -> c_int {
     x + 1

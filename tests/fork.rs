@@ -5,12 +5,13 @@
 #![expect(clippy::missing_panics_doc, reason = "a test fails by panicking")]
 
 use core::ffi::c_int;
+use core::panic::AssertUnwindSafe;
 use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use core::time::Duration;
 use reentry::testkit::{Ref, TestVm};
 use reentry::{Forked, Mutator, Pinner, Stragglers, UpcallClosure, World, upcall_fn};
 use reentry_foreign::{foreign_call_back, foreign_call_back_last, foreign_threads};
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::panic::catch_unwind;
 use std::sync::Mutex;
 use std::thread;
 use std::time::Instant;
@@ -191,7 +192,7 @@ fn a_child_forked_in_the_midst_of_everything_has_a_world_that_works_and_so_has_t
             let status = mutator.foreign_call().run(|| status_of(child));
             assert_eq!(status, 0, "fork {round}: the child's status (a signal, or its exit code times 256)");
         }
-        println!("{FORKS} forks in {:?}", began.elapsed());
+        eprintln!("{FORKS} forks in {:?}", began.elapsed());
         drop(mutator);
     });
     assert!(rounds.load(Ordering::Relaxed) > 0);

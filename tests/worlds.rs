@@ -125,7 +125,7 @@ fn ten_thousand_worlds_with_threads_that_come_and_go_leave_nothing_behind() {
     }
     let after = LIVE.load(Ordering::Relaxed);
     assert_eq!((VMS.load(Ordering::Relaxed), LOCALS.load(Ordering::Relaxed)), (0, 0), "each was dropped");
-    println!("{before} bytes live before, {after} after");
+    eprintln!("{before} bytes live before, {after} after");
     // The test's own thread and the standard library's may keep a little; a byte for each world would be 10,000.
     assert!(after < before + 2_000, "{before} bytes were live before, {after} are after");
 }

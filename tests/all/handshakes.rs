@@ -222,6 +222,7 @@ fn handshakes_pauses_attaches_and_detaches_from_many_threads_go_one_after_the_ot
                     }
                 });
             }
+            let done = scopeguard::guard(&done, |done| done.store(true, Ordering::Relaxed));
             let workers: Vec<_> = (0..4)
                 .map(|which| {
                     let (world, alone, shaken, missed) = (&world, &alone, &shaken, &missed);
@@ -233,9 +234,9 @@ fn handshakes_pauses_attaches_and_detaches_from_many_threads_go_one_after_the_ot
                                 1 => drop(mutator.handshake_each(|_| alone())),
                                 _ => {
                                     // Some are gone by now; that is an answer too.
-                                    let id = mutator.id() + round % 7 - 3;
-                                    let found = mutator.handshake(id.max(1), |stopped| {
-                                        assert_eq!(stopped.id(), id.max(1));
+                                    let id = (mutator.id() + round % 7).saturating_sub(3).max(1);
+                                    let found = mutator.handshake(id, |stopped| {
+                                        assert_eq!(stopped.id(), id);
                                         alone();
                                     });
                                     let counter = if found.is_some() { shaken } else { missed };
@@ -247,7 +248,7 @@ fn handshakes_pauses_attaches_and_detaches_from_many_threads_go_one_after_the_ot
                 })
                 .collect();
             workers.into_iter().for_each(|worker| worker.join().unwrap());
-            done.store(true, Ordering::Relaxed);
+            drop(done);
         });
         assert!(shaken.load(Ordering::Relaxed) > 0);
         assert_eq!(world.attached(), 0);

@@ -3,13 +3,14 @@
 use crate::plain::{Plain, Steps};
 use core::ffi::c_int;
 use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering};
+use core::time::Duration;
 use reentry::{
     Anchor, Busy, FenceStrategy, FrameKind, Mutator, Sample, SampledActivation, StackEnd, World,
     sample_thread, upcall_fn,
 };
 use reentry_foreign::{foreign_call_back, foreign_meet};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 /// Keys of anchors: a crossing's pc is a number, its sp lies in the managed stack that the mutator has at the moment, and its fp belongs to both.
 const SCALE: usize = 1 << 20;
@@ -103,14 +104,14 @@ impl Timer {
         event.sigev_notify_thread_id = unsafe { libc::gettid() };
         let mut timer = core::ptr::null_mut();
         // SAFETY: both are valid; the timer is deleted before they are gone.
-        assert_eq!(
-            unsafe { libc::timer_create(libc::CLOCK_THREAD_CPUTIME_ID, &raw mut event, &raw mut timer) },
-            0
-        );
+        let made =
+            unsafe { libc::timer_create(libc::CLOCK_THREAD_CPUTIME_ID, &raw mut event, &raw mut timer) };
+        assert_eq!(made, 0);
         let tick = libc::timespec { tv_sec: 0, tv_nsec: 1_000_000 };
         let period = libc::itimerspec { it_interval: tick, it_value: tick };
         // SAFETY: a timer made just now.
-        assert_eq!(unsafe { libc::timer_settime(timer, 0, &raw const period, core::ptr::null_mut()) }, 0);
+        let set = unsafe { libc::timer_settime(timer, 0, &raw const period, core::ptr::null_mut()) };
+        assert_eq!(set, 0);
         Self { timer, before }
     }
 }
@@ -188,7 +189,7 @@ fn profile<const TAG: u32>(crossings: usize) {
         watcher.join().unwrap()
     });
     let count = |counter: &AtomicUsize| counter.load(Ordering::Relaxed);
-    println!(
+    eprintln!(
         "{crossings} crossings in {:?}: {} ticks (depths {:?}), {} busy, {} torn; {watched:?} of another thread",
         began.elapsed(),
         count(&found.samples),

@@ -41,11 +41,11 @@ fn main() {
     println!("cargo::rustc-link-lib=pthread");
 }
 
-/// Says what to install, in place of a page of compiler errors.
+/// Looks for libuv.
 ///
 /// # Panics
 ///
-/// If the header is not found.
+/// If it is not there: says what to install, in place of a page of compiler errors.
 fn find_libuv() {
     let mut look = cc::Build::new().get_compiler().to_command();
     let look = look.args(["-E", "-include", "uv.h", "-x", "c", "/dev/null"]);
