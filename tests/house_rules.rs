@@ -465,7 +465,8 @@ fn each_row_of_the_tables_of_misuse_has_a_test_and_says_what_the_sources_say() {
             tests += 1;
             let text = fs::read_to_string(&path).unwrap_or_default();
             let program = name.starts_with("ui::");
-            if if program { !text.contains(&function) } else { !has_test(&text, &function) } {
+            let there = if program { text.contains(&function) } else { has_test(&text, &function) };
+            if !there {
                 found.push(format!("`{name}` is no test of {}", path.display()));
             }
             if program {
@@ -553,4 +554,27 @@ fn the_tables_of_misuse_leave_nothing_out() {
         )
         .collect();
     assert_none("not in the tables of misuse", &missing);
+}
+
+/// A figure is measured once, and copied.
+#[test]
+fn the_figures_of_the_guide_are_those_of_the_benchmarks() {
+    let measured = read("benches/README.md");
+    let times: BTreeMap<&str, &str> = measured
+        .lines()
+        .filter_map(|row| row.strip_prefix("| `")?.split_once('`'))
+        .filter_map(|(id, rest)| Some((id, rest.split('|').nth(1)?.trim())))
+        .collect();
+    let (mut found, mut figures) = (Vec::new(), 0);
+    let chapter = read("src/guide/references.md");
+    for row in chapter.lines().filter(|row| row.starts_with("| ") && row.contains(" ns |")) {
+        let cells: Vec<_> = row.split(" | ").collect();
+        let (id, time) = (code_spans(cells[1])[0], cells[2]);
+        figures += 1;
+        if times.get(id) != Some(&time) {
+            found.push(format!("`{id}`: {time} in the guide, {:?} measured", times.get(id)));
+        }
+    }
+    assert_none("a figure of the guide is not that of benches/README.md", &found);
+    assert!(figures >= 10, "the rule looks for the right thing: {figures}");
 }
