@@ -924,6 +924,40 @@ fn a_foreign_thread_that_cannot_be_attached_for_an_aborting_upcall_aborts() {
     );
 }
 
+/// The mutator that the upcall would run with is not the one that the VM made meanwhile.
+#[test]
+fn an_upcall_whose_thread_the_vm_attaches_meanwhile_aborts() {
+    struct Eager(OnceLock<World<Self>>, Cell<bool>);
+    // SAFETY: one thread uses it.
+    unsafe impl Sync for Eager {}
+    impl Vm for Eager {
+        type Ref = usize;
+        type Local = ();
+        type Exception = core::convert::Infallible;
+        const CAPTURE: Capture = Capture::Nothing;
+        fn attach(&self) {
+            if let Some(world) = self.0.get().filter(|_| !self.1.replace(true)) {
+                let _mutator = core::mem::ManuallyDrop::new(world.attach().unwrap());
+            }
+        }
+    }
+    // SAFETY: S1, S2: no frame holds a reference. S3 to S5: it does nothing. S6: no fault.
+    unsafe impl StackScanner for Eager {
+        fn scan_segment(&self, (): &(), _: &Segment<'_>, _: &mut dyn RootVisitor<usize>) {}
+    }
+    aborts(
+        "an_upcall_whose_thread_the_vm_attaches_meanwhile_aborts",
+        &["reentry: fatal: a foreign thread calls in: this thread is attached to this world already"],
+        || {
+            let world = World::new(Eager(OnceLock::new(), Cell::new(false)));
+            assert!(world.vm().0.set(world.clone()).is_ok());
+            let closure = UpcallClosure::new(&world, |_: &mut Mutator<Eager>, x: c_int| x);
+            // SAFETY: the data pointer is the closure's own, and the closure lives.
+            unsafe { foreign_call_back_last(closure.data_last(), 1, closure.data()) };
+        },
+    );
+}
+
 /// A process whose system calls are filtered, as in a sandbox.
 #[cfg(target_os = "linux")]
 mod filtered {

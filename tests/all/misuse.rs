@@ -777,3 +777,57 @@ fn the_mutator_that_paused_refuses_managed_work_in_its_own_pause() {
         assert_usable(&world, &mut mutator);
     }
 }
+
+/// The mutator of the caller is borrowed by its foreign call. A VM's C API has a pointer to it all the same: it is not the running activation's, and says so.
+#[test]
+fn a_foreign_call_through_the_callers_mutator_in_an_upcall_is_refused() {
+    let world = world();
+    let mut mutator = world.attach().unwrap();
+    let outer = CallersMutator(&raw mut *mutator);
+    call_back(&world, &mut mutator, |running| {
+        // SAFETY: broken on purpose: it is borrowed. The attempt is refused.
+        let said = message(|| drop(unsafe { (*outer.get()).foreign_call() }));
+        assert_says(&said, "the mutator is in use elsewhere");
+        assert!(said.contains("cannot begin a foreign call at"), "{said}");
+        assert_eq!(running.foreign_call().run(|| 5), 5);
+    });
+    assert_usable(&world, &mut mutator);
+}
+
+/// What C would keep: a pointer, whatever it points to.
+struct CallersMutator(*mut Mutator<Vm>);
+
+// SAFETY: it is used on one thread.
+unsafe impl Sync for CallersMutator {}
+
+impl CallersMutator {
+    fn get(&self) -> *mut Mutator<Vm> {
+        self.0
+    }
+}
+
+/// The contract of `Vm::attach`: the panic is the caller's, and nothing is attached.
+#[test]
+fn a_vm_that_panics_while_it_attaches_leaves_nothing_attached() {
+    struct Fragile(AtomicBool);
+    impl reentry::Vm for Fragile {
+        type Ref = usize;
+        type Local = ();
+        type Exception = core::convert::Infallible;
+        const CAPTURE: Capture = Capture::Nothing;
+        fn attach(&self) {
+            if self.0.swap(false, Ordering::Relaxed) {
+                panic_quietly(13);
+            }
+        }
+    }
+    // SAFETY: S1, S2: no frame holds a reference. S3 to S5: it does nothing. S6: no fault.
+    unsafe impl StackScanner for Fragile {
+        fn scan_segment(&self, (): &(), _: &Segment<'_>, _: &mut dyn RootVisitor<usize>) {}
+    }
+    let world = World::new(Fragile(AtomicBool::new(true)));
+    assert_eq!(number(|| world.attach()), 13);
+    assert_eq!((world.attached(), world.pause(|stopped| stopped.mutators().count())), (0, 0));
+    let mut mutator = world.attach().unwrap();
+    assert_usable(&world, &mut mutator);
+}
