@@ -1,4 +1,18 @@
 //! The guide: what the API documentation of single items does not tell.
+//!
+//! Read [`start`] first. Then what your VM needs: [`references`], [`errors`], [`jumps`], [`checked`]. When something went wrong, look it up in [`misuse`].
+
+#[doc = include_str!("guide/start.md")]
+pub mod start {}
+
+#[doc = include_str!("guide/references.md")]
+pub mod references {}
+
+#[doc = include_str!("guide/checked.md")]
+pub mod checked {}
+
+#[doc = include_str!("guide/misuse.md")]
+pub mod misuse {}
 
 #[doc = include_str!("guide/jumps.md")]
 pub mod jumps {}

@@ -891,3 +891,150 @@ fn a_panic_in_an_unwinding_closure_aborts() {
         },
     );
 }
+
+/// The error policy of an upcall is that of its thread's attachment too: C that cannot bear a fallback value gets none.
+#[test]
+fn a_foreign_thread_that_cannot_be_attached_for_an_aborting_upcall_aborts() {
+    struct Full;
+    impl Vm for Full {
+        type Ref = usize;
+        type Local = ();
+        type Exception = core::convert::Infallible;
+        const CAPTURE: Capture = Capture::Nothing;
+        fn attach(&self) {
+            panic!("no room for another thread")
+        }
+    }
+    // SAFETY: S1, S2: no frame holds a reference. S3 to S5: it does nothing. S6: no fault.
+    unsafe impl StackScanner for Full {
+        fn scan_segment(&self, (): &(), _: &Segment<'_>, _: &mut dyn RootVisitor<usize>) {}
+    }
+    aborts(
+        "a_foreign_thread_that_cannot_be_attached_for_an_aborting_upcall_aborts",
+        &[
+            "reentry: fatal: a foreign thread that called in could not be attached: ",
+            "`Vm::attach` panicked: no room for another thread",
+        ],
+        || {
+            let world = World::new(Full);
+            let closure = UpcallClosure::new(&world, Aborting(|_: &mut Mutator<Full>, x: c_int| x));
+            // SAFETY: the data pointer is the closure's own, and the closure lives.
+            unsafe { foreign_call_back_last(closure.data_last(), 1, closure.data()) };
+        },
+    );
+}
+
+/// The mutator that the upcall would run with is not the one that the VM made meanwhile.
+#[test]
+fn an_upcall_whose_thread_the_vm_attaches_meanwhile_aborts() {
+    struct Eager(OnceLock<World<Self>>, Cell<bool>);
+    // SAFETY: one thread uses it.
+    unsafe impl Sync for Eager {}
+    impl Vm for Eager {
+        type Ref = usize;
+        type Local = ();
+        type Exception = core::convert::Infallible;
+        const CAPTURE: Capture = Capture::Nothing;
+        fn attach(&self) {
+            if let Some(world) = self.0.get().filter(|_| !self.1.replace(true)) {
+                let _mutator = core::mem::ManuallyDrop::new(world.attach().unwrap());
+            }
+        }
+    }
+    // SAFETY: S1, S2: no frame holds a reference. S3 to S5: it does nothing. S6: no fault.
+    unsafe impl StackScanner for Eager {
+        fn scan_segment(&self, (): &(), _: &Segment<'_>, _: &mut dyn RootVisitor<usize>) {}
+    }
+    aborts(
+        "an_upcall_whose_thread_the_vm_attaches_meanwhile_aborts",
+        &["reentry: fatal: a foreign thread calls in: this thread is attached to this world already"],
+        || {
+            let world = World::new(Eager(OnceLock::new(), Cell::new(false)));
+            assert!(world.vm().0.set(world.clone()).is_ok());
+            let closure = UpcallClosure::new(&world, |_: &mut Mutator<Eager>, x: c_int| x);
+            // SAFETY: the data pointer is the closure's own, and the closure lives.
+            unsafe { foreign_call_back_last(closure.data_last(), 1, closure.data()) };
+        },
+    );
+}
+
+/// A process whose system calls are filtered, as in a sandbox.
+#[cfg(target_os = "linux")]
+mod filtered {
+    use super::{Small, aborts};
+    use reentry::{FenceStrategy, World};
+
+    /// Has the kernel refuse `membarrier` from now on, on this thread and those it makes.
+    fn forbid_membarrier() {
+        // Of <linux/filter.h> and <linux/seccomp.h>: load a word, jump if equal, return a constant.
+        let step = |code: u32, (jt, jf): (u8, u8), k: u32| libc::sock_filter {
+            code: u16::try_from(code).expect("an operation is 16 bits"),
+            jt,
+            jf,
+            k,
+        };
+        let number = u32::try_from(libc::SYS_membarrier).expect("a system call has a small number");
+        let refuse =
+            libc::SECCOMP_RET_ERRNO | u32::try_from(libc::EPERM).expect("an error is a small number");
+        let mut program = [
+            step(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, (0, 0), 0),
+            step(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, (0, 1), number),
+            step(libc::BPF_RET | libc::BPF_K, (0, 0), refuse),
+            step(libc::BPF_RET | libc::BPF_K, (0, 0), libc::SECCOMP_RET_ALLOW),
+        ];
+        let filter = libc::sock_fprog { len: 4, filter: program.as_mut_ptr() };
+        // SAFETY: the calls take what the kernel's documentation says; the program lives until they return.
+        unsafe {
+            assert_eq!(libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), 0);
+            assert_eq!(libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const filter), 0);
+        }
+    }
+
+    /// The probe finds out, so a world that asks for nothing works; one that asks for the impossible is told where.
+    #[test]
+    fn a_process_that_forbids_membarrier_has_symmetric_fences_and_is_refused_others() {
+        aborts(
+            "filtered::a_process_that_forbids_membarrier_has_symmetric_fences_and_is_refused_others",
+            &[
+                "tests/aborts.rs:",
+                "reentry: Asymmetric is not supported here; use `FenceStrategy::probe()`",
+                "as it should be",
+            ],
+            || {
+                forbid_membarrier();
+                let world = World::new(Small);
+                assert_eq!(world.fence(), FenceStrategy::Symmetric);
+                let mut mutator = world.attach().unwrap();
+                mutator.foreign_call().run(|| world.pause(|_| ()));
+                let refused =
+                    std::panic::catch_unwind(|| World::<Small>::builder().fence(FenceStrategy::Asymmetric));
+                assert!(refused.is_err());
+                eprintln!("as it should be");
+                // What the parent waits for.
+                std::process::abort();
+            },
+        );
+    }
+
+    /// Nothing can be done then: mutators have left their half of the fence to this one.
+    #[test]
+    fn a_filter_that_refuses_membarrier_afterwards_aborts_at_the_next_pause() {
+        if !FenceStrategy::Asymmetric.is_supported() {
+            return;
+        }
+        aborts(
+            "filtered::a_filter_that_refuses_membarrier_afterwards_aborts_at_the_next_pause",
+            &[
+                "a pause as ever",
+                "reentry: fatal: membarrier(PRIVATE_EXPEDITED) was refused after it had been registered",
+                "choose FenceStrategy::Symmetric",
+            ],
+            || {
+                let world = World::<Small>::builder().fence(FenceStrategy::Asymmetric).build(Small);
+                world.pause(|_| eprintln!("a pause as ever"));
+                forbid_membarrier();
+                world.pause(|_| ());
+            },
+        );
+    }
+}

@@ -404,3 +404,187 @@ fn the_vocabulary_is_kept() {
     assert_none("a word that says nothing", &found);
     assert!(words("fn crossing_context(): Util").iter().any(|word| FORBIDDEN.contains(&word.as_str())));
 }
+
+/// The rows of the tables of misuse: the cells of each, heads and rules left out.
+fn rows_of_misuse() -> Vec<Vec<String>> {
+    let text = read("src/guide/misuse.md");
+    let rows = text.lines().filter(|line| line.starts_with("| ") && !line.starts_with("| misuse |"));
+    let cells = |row: &str| row.trim_matches('|').split(" | ").map(|cell| cell.trim().to_owned()).collect();
+    rows.map(cells).collect()
+}
+
+/// What stands in backticks.
+fn code_spans(cell: &str) -> Vec<&str> {
+    cell.split('`').skip(1).step_by(2).collect()
+}
+
+/// Rust sources as one text, in which a string that goes on in the next line is in one piece.
+fn in_one_piece(files: &[(PathBuf, String)]) -> String {
+    let mut text = String::new();
+    for line in files.iter().flat_map(|(_, text)| text.lines()) {
+        match line.trim().strip_suffix('\\') {
+            Some(begun) => text.push_str(begun),
+            None => {
+                text.push_str(line.trim());
+                text.push('\n');
+            }
+        }
+    }
+    text
+}
+
+/// The file of a test that the table names as `file::test`, and what must stand in it.
+fn place_of_test(name: &str) -> Option<(PathBuf, String)> {
+    let (file, test) = name.split_once("::")?;
+    if file == "ui" {
+        return Some((format!("tests/ui/{test}.rs").into(), "fn main()".to_owned()));
+    }
+    let test = test.rsplit("::").next()?;
+    let paths = [format!("tests/all/{file}.rs"), format!("tests/{file}.rs")];
+    let path = paths.iter().map(PathBuf::from).find(|path| path.exists())?;
+    Some((path, format!("fn {test}()")))
+}
+
+/// Says whether `text` has the test `function`: with the attribute above it, behind other attributes at most.
+fn has_test(text: &str, function: &str) -> bool {
+    let lines: Vec<_> = text.lines().map(str::trim).collect();
+    let Some(at) = lines.iter().position(|line| line.starts_with(function)) else { return false };
+    lines[..at].iter().rev().take_while(|line| line.starts_with("#[")).any(|line| *line == "#[test]")
+}
+
+/// Whoever looks a mistake up finds what is said of it in so many words, and a test that says it.
+#[test]
+fn each_row_of_the_tables_of_misuse_has_a_test_and_says_what_the_sources_say() {
+    let sources = in_one_piece(&rust_files("src"));
+    let rows = rows_of_misuse();
+    let (mut found, mut tests, mut fragments) = (Vec::new(), 0, 0);
+    for row in &rows {
+        let [misuse, seen, builds, named] = &row[..] else {
+            found.push(format!("a row of {} cells: {row:?}", row.len()));
+            continue;
+        };
+        if misuse.is_empty() || seen.is_empty() || builds.is_empty() || !named.contains("::") {
+            found.push(format!("a row with nothing in a cell, or no test: {misuse}"));
+        }
+        let mut said = sources.clone();
+        for name in code_spans(named) {
+            let Some((path, function)) = place_of_test(name) else {
+                found.push(format!("`{name}` is in no file of tests"));
+                continue;
+            };
+            tests += 1;
+            let text = fs::read_to_string(&path).unwrap_or_default();
+            let program = name.starts_with("ui::");
+            let there = if program { text.contains(&function) } else { has_test(&text, &function) };
+            if !there {
+                found.push(format!("`{name}` is no test of {}", path.display()));
+            }
+            if program {
+                said.push_str(&fs::read_to_string(path.with_extension("stderr")).unwrap_or_default());
+            } else if seen.starts_with("the standard library") {
+                // Its words are in no source of ours but the test that expects them.
+                said.push_str(&text);
+            }
+        }
+        for fragment in code_spans(seen).into_iter().flat_map(|message| message.split('…')) {
+            // The names of error variants stand in the sources apart.
+            for part in fragment.split("::").map(str::trim).filter(|part| part.len() > 3) {
+                fragments += 1;
+                if !said.contains(part) {
+                    found.push(format!("nothing says `{part}`: {misuse}"));
+                }
+            }
+        }
+    }
+    assert_none("the tables of misuse", &found);
+    assert!(
+        rows.len() > 80 && tests > 120 && fragments > 100,
+        "{} rows, {tests} tests, {fragments}",
+        rows.len()
+    );
+}
+
+/// The variants of an enum: the words that begin a line of its braces, one level in.
+fn variants(text: &str, name: &str) -> Vec<String> {
+    let Some((_, body)) = text.split_once(&format!("pub enum {name}")) else { return Vec::new() };
+    let body = body.lines().skip(1).take_while(|line| *line != "}");
+    body.filter_map(|line| line.strip_prefix("    "))
+        .filter(|line| line.starts_with(char::is_uppercase))
+        .map(|line| line.chars().take_while(|c| c.is_alphanumeric()).collect())
+        .collect()
+}
+
+/// What is new has a row, or there is no table of *every* misuse.
+#[test]
+fn the_tables_of_misuse_leave_nothing_out() {
+    let table = read("src/guide/misuse.md");
+    let mut expected = Vec::new();
+    for (path, _) in rust_files("tests/ui") {
+        let program = path.file_stem().unwrap().to_str().unwrap().to_owned();
+        if path.parent().is_some_and(|parent| parent.ends_with("ui")) && program != "correct" {
+            expected.push(format!("`ui::{program}`"));
+        }
+    }
+    let programs = expected.len();
+    let aborts = read("tests/aborts.rs");
+    for (before, function) in aborts.lines().zip(aborts.lines().skip(1)) {
+        let name = function.trim().strip_prefix("fn ").and_then(|rest| rest.strip_suffix("() {"));
+        if let Some(name) = name.filter(|_| before.trim().starts_with("#[")) {
+            // Those that show that nothing ends without a reason.
+            if !name.ends_with("does_not_abort") && !name.ends_with("is_never_found_damaged") {
+                expected.push(format!("::{name}`"));
+            }
+        }
+    }
+    let named = expected.len();
+    for (path, text) in rust_files("src") {
+        let errors = text.split("thiserror::Error)]").skip(1).filter_map(|rest| {
+            let line = rest.lines().find(|line| line.starts_with("pub "))?;
+            Some(line.split([' ', ';', '<', '{']).nth(2)?.trim().to_owned())
+        });
+        let reports = (path == Path::new("src/vm.rs")).then(|| "Report".to_owned());
+        for name in errors.chain(reports) {
+            if module(&path) == "testkit" {
+                continue;
+            }
+            let variants = variants(&text, &name);
+            expected.extend(variants.iter().map(|variant| variant.to_owned()));
+            if variants.is_empty() {
+                expected.push(name);
+            }
+        }
+    }
+    assert!(programs > 30 && named - programs > 35 && expected.len() - named > 40, "{expected:?}");
+    // A variant is named by itself or behind its type.
+    let names: BTreeSet<_> = code_spans(&table).into_iter().flat_map(|span| span.split("::")).collect();
+    let missing: Vec<_> = expected
+        .into_iter()
+        .filter(
+            |name| if name.contains('`') { !table.contains(name) } else { !names.contains(name.as_str()) },
+        )
+        .collect();
+    assert_none("not in the tables of misuse", &missing);
+}
+
+/// A figure is measured once, and copied.
+#[test]
+fn the_figures_of_the_guide_are_those_of_the_benchmarks() {
+    let measured = read("benches/README.md");
+    let times: BTreeMap<&str, &str> = measured
+        .lines()
+        .filter_map(|row| row.strip_prefix("| `")?.split_once('`'))
+        .filter_map(|(id, rest)| Some((id, rest.split('|').nth(1)?.trim())))
+        .collect();
+    let (mut found, mut figures) = (Vec::new(), 0);
+    let chapter = read("src/guide/references.md");
+    for row in chapter.lines().filter(|row| row.starts_with("| ") && row.contains(" ns |")) {
+        let cells: Vec<_> = row.split(" | ").collect();
+        let (id, time) = (code_spans(cells[1])[0], cells[2]);
+        figures += 1;
+        if times.get(id) != Some(&time) {
+            found.push(format!("`{id}`: {time} in the guide, {:?} measured", times.get(id)));
+        }
+    }
+    assert_none("a figure of the guide is not that of benches/README.md", &found);
+    assert!(figures >= 10, "the rule looks for the right thing: {figures}");
+}

@@ -1,13 +1,13 @@
 //! Bad input and misuse. Each ends in an error or a panic that says where it happened and what to do, and leaves the world usable.
 
-use crate::plain::{Plain, Told, message, number, panic_quietly, told};
+use crate::plain::{Plain, Told, checked, message, number, panic_quietly, told};
 use core::cell::{Cell, RefCell};
 use core::ffi::{CStr, c_int, c_void};
 use core::mem::ManuallyDrop;
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use core::time::Duration;
-use reentry::testkit::TestVm;
+use reentry::testkit::{TestVm, Trap};
 use reentry::{
     Anchor, ArgumentError, ArgumentPlan, AttachError, Capture, Crossing, DetachError, FenceStrategy,
     ForeignFunction, HandOverError, Mutator, RelocationError, RootVisitor, Segment, StackEnd, StackScanner,
@@ -729,4 +729,105 @@ fn what_a_leaked_call_declared_stays_declared_until_its_activation_ends() {
         look();
     });
     assert_eq!(*seen.lock().unwrap(), [vec![2, 1, 3], vec![3]]);
+}
+
+/// A bare exception has a foreign call to go on from, or nowhere to go.
+#[test]
+fn an_exception_thrown_outside_an_upcall_is_refused_with_the_line_that_threw_it() {
+    let world = World::new(TestVm::new());
+    let mut mutator = world.attach().unwrap();
+    let line = line!() + 1;
+    let said = message(|| mutator.throw(Trap::NoSuchNative(1)));
+    assert_says(&said, "there is no foreign call to carry the exception");
+    assert!(said.contains(&format!("cannot throw at {}:{line}:", file!())), "{said}");
+    // One level further in there is a call.
+    let body = UpcallClosure::new(&world, |mutator: &mut Mutator<TestVm>, x: c_int| {
+        mutator.throw(Trap::NoSuchNative(2));
+        x
+    });
+    // SAFETY: the data pointer is the closure's own, and the closure lives.
+    let outcome = mutator.foreign_call().try_run(|| unsafe { body.data_last()(1, body.data()) });
+    assert_eq!(outcome, Err(Trap::NoSuchNative(2)));
+    assert_usable(&world, &mut mutator);
+}
+
+/// The closure of a pause cannot name the mutator that paused. A VM's C API can, by the pointer it was given: the mutator is stopped, and says so.
+#[test]
+fn the_mutator_that_paused_refuses_managed_work_in_its_own_pause() {
+    /// What the message calls it, whether every build refuses it, and the work.
+    type Work = (&'static str, bool, &'static dyn Fn(&mut Mutator<Vm>));
+    const WORK: [Work; 5] = [
+        ("cannot begin a foreign call", true, &|mutator| drop(mutator.foreign_call())),
+        ("cannot start a pause", true, &|mutator| mutator.pause(|_| ())),
+        ("cannot relocate a stack", true, &|mutator| {
+            // SAFETY: refused before anything is read.
+            drop(unsafe { mutator.relocate_stack(0x1000..0x2000, 0x3000..0x4000, StackEnd::Low) });
+        }),
+        ("cannot poll", false, &|mutator| mutator.poll()),
+        ("cannot allocate on the heap", false, &|mutator| mutator.may_allocate()),
+    ];
+    let world = world();
+    let mut mutator = world.attach().unwrap();
+    for (says, _, work) in WORK.into_iter().filter(|(_, every_build, _)| *every_build || checked()) {
+        let raw: *mut Mutator<Vm> = &raw mut *mutator;
+        // SAFETY: broken on purpose: the mutator is used while it is borrowed. Nothing managed is touched, since every attempt is refused.
+        let said = unsafe { (*raw).pause(|_| message(|| work(&mut *raw))) };
+        assert!(said.contains(says), "{said}");
+        assert_says(&said, "it is stopped at a safepoint; let the pause end first");
+        assert_usable(&world, &mut mutator);
+    }
+}
+
+/// The mutator of the caller is borrowed by its foreign call. A VM's C API has a pointer to it all the same: it is not the running activation's, and says so.
+#[test]
+fn a_foreign_call_through_the_callers_mutator_in_an_upcall_is_refused() {
+    let world = world();
+    let mut mutator = world.attach().unwrap();
+    let outer = CallersMutator(&raw mut *mutator);
+    call_back(&world, &mut mutator, |running| {
+        // SAFETY: broken on purpose: it is borrowed. The attempt is refused.
+        let said = message(|| drop(unsafe { (*outer.get()).foreign_call() }));
+        assert_says(&said, "the mutator is in use elsewhere");
+        assert!(said.contains("cannot begin a foreign call at"), "{said}");
+        assert_eq!(running.foreign_call().run(|| 5), 5);
+    });
+    assert_usable(&world, &mut mutator);
+}
+
+/// What C would keep: a pointer, whatever it points to.
+struct CallersMutator(*mut Mutator<Vm>);
+
+// SAFETY: it is used on one thread.
+unsafe impl Sync for CallersMutator {}
+
+impl CallersMutator {
+    fn get(&self) -> *mut Mutator<Vm> {
+        self.0
+    }
+}
+
+/// The contract of `Vm::attach`: the panic is the caller's, and nothing is attached.
+#[test]
+fn a_vm_that_panics_while_it_attaches_leaves_nothing_attached() {
+    struct Fragile(AtomicBool);
+    impl reentry::Vm for Fragile {
+        type Ref = usize;
+        type Local = ();
+        type Exception = core::convert::Infallible;
+        const CAPTURE: Capture = Capture::Nothing;
+        fn attach(&self) {
+            if self.0.swap(false, Ordering::Relaxed) {
+                panic_quietly(13);
+            }
+        }
+    }
+    // SAFETY: S1, S2: no frame holds a reference. S3 to S5: it does nothing. S6: no fault.
+    unsafe impl StackScanner for Fragile {
+        fn scan_segment(&self, (): &(), _: &Segment<'_>, _: &mut dyn RootVisitor<usize>) {}
+    }
+    let world = World::new(Fragile(AtomicBool::new(true)));
+    assert_eq!(number(|| world.attach()), 13);
+    assert_eq!((world.attached(), world.pause(|stopped| stopped.mutators().count())), (0, 0));
+    let mut mutator = world.attach().unwrap();
+    assert_usable(&world, &mut mutator);
 }
