@@ -924,7 +924,7 @@ fn a_foreign_thread_that_cannot_be_attached_for_an_aborting_upcall_aborts() {
     );
 }
 
-/// The mutator that the upcall would run with is not the one that the VM made meanwhile.
+/// The upcall is for the mutator that the VM made meanwhile, which is managed.
 #[test]
 fn an_upcall_whose_thread_the_vm_attaches_meanwhile_aborts() {
     struct Eager(OnceLock<World<Self>>, Cell<bool>);
@@ -947,7 +947,7 @@ fn an_upcall_whose_thread_the_vm_attaches_meanwhile_aborts() {
     }
     aborts(
         "an_upcall_whose_thread_the_vm_attaches_meanwhile_aborts",
-        &["reentry: fatal: a foreign thread calls in: this thread is attached to this world already"],
+        &["reentry: fatal: mutator 1 cannot receive an upcall: it is managed"],
         || {
             let world = World::new(Eager(OnceLock::new(), Cell::new(false)));
             assert!(world.vm().0.set(world.clone()).is_ok());

@@ -2,6 +2,7 @@
 
 use crate::plain::{Steps, for_each_strategy, message};
 use core::ffi::c_int;
+use core::panic::AssertUnwindSafe;
 use core::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use core::time::Duration;
 use reentry::{
@@ -9,7 +10,7 @@ use reentry::{
     Stragglers, Thrown, UpcallClosure, UpcallRefused, Vm, World,
 };
 use reentry_foreign::{foreign_call_back_last, foreign_meet};
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::panic::catch_unwind;
 use std::sync::Mutex;
 use std::thread;
 use std::time::Instant;
@@ -75,6 +76,7 @@ fn a_shutdown_waits_for_those_who_leave_and_lets_nobody_in() {
         thread::scope(|scope| {
             scope.spawn(|| {
                 let mut mutator = world.attach().unwrap();
+                // SAFETY: C touches the word alone, which lives.
                 // SAFETY: C touches the word alone, which lives.
                 mutator.foreign_call().run(|| unsafe { foreign_meet(steps.word(), 1, 2) });
                 mutator.poll();
@@ -181,6 +183,7 @@ fn a_managed_thread_cannot_wait_for_others_and_is_told_so() {
         scope.spawn(|| {
             let mut mutator = world.attach().unwrap();
             // SAFETY: C touches the word alone, which lives.
+            // SAFETY: C touches the word alone, which lives.
             mutator.foreign_call().run(|| unsafe { foreign_meet(steps.word(), 1, 2) });
         });
         steps.wait(1);
@@ -216,8 +219,8 @@ fn a_straggler_is_told_once_by_its_next_call_poll_or_pause_and_can_clean_up() {
         steps.wait(2);
     }
     fn by_run(mutator: &mut Mutator<Ending>, steps: &Steps) {
-        // SAFETY: C touches the word alone, which lives.
         told(mutator, |mutator| {
+            // SAFETY: C touches the word alone, which lives.
             mutator.foreign_call().run(|| unsafe { foreign_meet(steps.word(), 1, 2) });
         });
     }
