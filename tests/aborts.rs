@@ -874,6 +874,37 @@ fn a_panic_in_an_unwinding_upcall_aborts_and_names_the_call() {
     });
 }
 
+/// An exception and a panic look alike to a destructor of a thread that was unwinding before the upcall.
+#[test]
+#[expect(ffi_unwind_calls, reason = "exceptions of C++ may leave these functions")]
+fn an_exception_past_an_unwinding_upcall_on_a_thread_that_unwinds_aborts() {
+    fn throwing(mutator: &mut Mutator<Small>, x: c_int, _: *mut c_void) -> c_int {
+        // SAFETY: it throws; every frame up to the C++ that catches lets the exception pass.
+        mutator.foreign_call().run(|| unsafe { foreign_throw(x) })
+    }
+    struct Calling<'m>(&'m mut Mutator<Small>);
+    impl Drop for Calling<'_> {
+        fn drop(&mut self) {
+            let function: extern "C-unwind" fn(c_int, *mut c_void) -> c_int =
+                upcall_fn_unwind(throwing, || -1);
+            // SAFETY: the callback does not use the data.
+            self.0.foreign_call().run(|| unsafe { foreign_catch(function, 1, ptr::null_mut()) });
+        }
+    }
+    let says = [
+        "the first panic's own message",
+        "reentry: fatal: a panic or an exception left an unwinding upcall of the foreign call at",
+        file!(),
+        "on a thread that was unwinding already",
+    ];
+    aborts("an_exception_past_an_unwinding_upcall_on_a_thread_that_unwinds_aborts", &says, || {
+        let world = World::new(Small);
+        let mut mutator = world.attach().unwrap();
+        let _calling = Calling(&mut mutator);
+        panic!("the first panic's own message");
+    });
+}
+
 #[test]
 #[expect(ffi_unwind_calls, reason = "exceptions of C++ may leave these functions")]
 fn a_panic_in_an_unwinding_closure_aborts() {

@@ -362,9 +362,17 @@ fn letting_exceptions_pass<V: StackScanner, R>(
     frame: &ForeignFrame,
     body: impl FnOnce() -> R,
 ) -> R {
+    let unwinding = std::thread::panicking();
     let passing = scopeguard::guard((), |()| {
         // SAFETY: the record of an upcall always has an older one, which lives as long.
         let saved = unsafe { &*frame.older };
+        if unwinding {
+            unwind::abort(format_args!(
+                "a panic or an exception left an unwinding upcall of the foreign call at {} on a thread that was unwinding already, where the two cannot be told apart; \
+                 let destructors call foreign code that does not throw",
+                Site(saved.site.get())
+            ));
+        }
         if std::thread::panicking() {
             unwind::abort(format_args!(
                 "a panic reached foreign code through an unwinding upcall of the foreign call at {}; return an error (`Throwing`), or catch the panic",
