@@ -9,6 +9,7 @@ use reentry::{
     sample_thread, upcall_fn,
 };
 use reentry_foreign::{foreign_call_back, foreign_meet};
+use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::Instant;
 
@@ -164,6 +165,9 @@ fn cross<const TAG: u32>(mutator: &mut Mutator<Plain<TAG>>) -> c_int {
 
 /// Crosses `crossings` times under the timer, while another thread samples too. Prints what was found.
 fn profile<const TAG: u32>(crossings: usize) {
+    /// The handler and what it finds are the process's.
+    static TURN: Mutex<()> = Mutex::new(());
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     let world = Plain::<TAG>::world(FenceStrategy::probe());
     let found = Found::default();
     let (id, done) = (AtomicU64::new(0), AtomicBool::new(false));
@@ -181,7 +185,11 @@ fn profile<const TAG: u32>(crossings: usize) {
             FOUND.store(core::ptr::null_mut(), Ordering::Release);
             done.store(true, Ordering::Release);
         });
-        while PROGRESS.with_borrow(|progress| progress.crossings) < crossings {
+        // At least so many; and more if they are over before the timer has looked often enough (it ticks as rarely as the kernel looks at the thread's time).
+        let enough = crossings / 20_000;
+        while PROGRESS.with_borrow(|progress| progress.crossings) < crossings
+            || (found.samples.load(Ordering::Relaxed) < enough && began.elapsed() < Duration::from_secs(60))
+        {
             assert_eq!(cross(&mut mutator), 3);
         }
         drop(stop);
@@ -189,8 +197,9 @@ fn profile<const TAG: u32>(crossings: usize) {
         watcher.join().unwrap()
     });
     let count = |counter: &AtomicUsize| counter.load(Ordering::Relaxed);
+    let crossings_made = PROGRESS.with_borrow(|progress| progress.crossings);
     eprintln!(
-        "{crossings} crossings in {:?}: {} ticks (depths {:?}), {} busy, {} torn; {watched:?} of another thread",
+        "{crossings_made} crossings in {:?}: {} ticks (depths {:?}), {} busy, {} torn; {watched:?} of another thread",
         began.elapsed(),
         count(&found.samples),
         found.deep.each_ref().map(count),
@@ -198,7 +207,7 @@ fn profile<const TAG: u32>(crossings: usize) {
         count(&found.torn),
     );
     assert_eq!(count(&found.torn), 0);
-    assert!(count(&found.samples) > crossings / 100_000, "the timer has run");
+    assert!(count(&found.samples) >= crossings / 20_000, "the timer has run");
     assert!(watched.still + watched.running > 0);
 }
 
