@@ -3,11 +3,13 @@
 use crate::plain::{Plain, Steps, for_each_strategy, number, panic_quietly};
 use core::ffi::c_int;
 use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use core::time::Duration;
 use reentry::{FenceStrategy, Mutator, UpcallClosure};
 use reentry_foreign::{foreign_call_back_last, foreign_meet, foreign_poll};
 use std::io::{PipeReader, PipeWriter, Write as _, pipe};
 use std::os::fd::AsRawFd as _;
 use std::thread;
+use std::time::Instant;
 
 type Vm = Plain<45>;
 
@@ -113,7 +115,10 @@ fn an_interrupt_is_not_called_when_its_call_has_ended_however_they_race() {
             scope.spawn(|| {
                 let mut mutator = world.attach().unwrap();
                 id.store(mutator.id(), Ordering::Relaxed);
-                for round in 0..20_000 {
+                let began = Instant::now();
+                // At least so often; and more if the other thread has not met one yet.
+                let met = || asked.load(Ordering::Relaxed) > 0 || began.elapsed() > Duration::from_secs(20);
+                for round in (0..).take_while(|round| *round < 20_000 || !met()) {
                     let over = AtomicBool::new(false);
                     let ask = || {
                         assert!(!over.load(Ordering::Relaxed), "called after the call");
