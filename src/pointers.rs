@@ -70,10 +70,11 @@ impl PassedAddresses {
         frame: &ForeignFrame,
         call_site: &'static Location<'static>,
     ) {
-        let Some(list) = self.list() else { return };
+        let Some(list) = self.list().filter(|list| !list.is_empty()) else { return };
+        let mut protection = Protection::of(shared, header, frame);
         list.retain(|&Passed { address, argument }| {
             let Some(residence) = shared.vm.locate(address) else { return false };
-            let protected = is_protected(shared, header, frame, address, residence);
+            let protected = protection.covers(&shared.vm, address, residence);
             if !protected {
                 shared.vm.report(&Report::UnprotectedPointer { address, call_site, argument, residence });
             }
@@ -82,43 +83,62 @@ impl PassedAddresses {
     }
 }
 
-fn is_protected<V: StackScanner>(
-    shared: &Shared<V>,
-    header: &Header,
-    frame: &ForeignFrame,
-    address: usize,
-    residence: Residence,
-) -> bool {
-    let vm = &shared.vm;
-    let mut protected = false;
-    let mut look = |entry: Entry| {
-        let (root, word) = match entry.kind {
-            EntryKind::TransitivePin => {
-                protected = true;
-                return;
-            }
-            EntryKind::KeepAlive => return,
-            EntryKind::Pin => (false, entry.word::<V::Ref>()),
-            EntryKind::Root => (true, entry.word::<V::Ref>()),
-            // SAFETY: an in-place entry holds the address of a slot; this thread is managed.
-            EntryKind::InPlace => (true, unsafe { entry.word::<*mut V::Ref>().read() }),
-        };
-        if !protected && (!root || residence == Residence::Fixed) {
+/// What a call's addresses may lie in: collected once, since there may be as many addresses as pins.
+struct Protection<R> {
+    pinned: Vec<R>,
+    rooted: Vec<R>,
+    /// A transitive pin is in force: anything may be reachable from it.
+    everything: bool,
+    /// Where the search begins. Addresses often come in the order of their declarations, and the next is found at once.
+    next: usize,
+}
+
+impl<R: Copy> Protection<R> {
+    fn of<V: StackScanner<Ref = R>>(shared: &Shared<V>, header: &Header, frame: &ForeignFrame) -> Self {
+        let mut protection = Self { pinned: Vec::new(), rooted: Vec::new(), everything: false, next: 0 };
+        let mut look = |entry: Entry| {
+            let (list, word) = match entry.kind {
+                EntryKind::TransitivePin => {
+                    protection.everything = true;
+                    return;
+                }
+                EntryKind::KeepAlive => return,
+                EntryKind::Pin => (&mut protection.pinned, entry.word::<R>()),
+                EntryKind::Root => (&mut protection.rooted, entry.word::<R>()),
+                // SAFETY: an in-place entry holds the address of a slot; this thread is managed.
+                EntryKind::InPlace => (&mut protection.rooted, unsafe { entry.word::<*mut R>().read() }),
+            };
             // SAFETY: the guard that declared the entry vouches that the word holds a reference until its call ends.
-            protected = vm.covers(unsafe { word.read() }, address);
+            list.push(unsafe { word.read() });
+        };
+        header.roots.all(&mut look);
+        let mut record = core::ptr::from_ref(frame);
+        // SAFETY: records are linked for ever and live as long as their mutator's.
+        while let Some(call) = unsafe { record.as_ref() } {
+            call.results(&mut look);
+            record = call.older;
         }
-    };
-    header.roots.all(&mut look);
-    let mut record = core::ptr::from_ref(frame);
-    // SAFETY: records are linked for ever and live as long as their mutator's.
-    while let Some(call) = unsafe { record.as_ref() } {
-        call.results(&mut look);
-        record = call.older;
-    }
-    if !protected {
+        // They came newest first.
+        protection.pinned.reverse();
         shared.pins.for_each(|plan, reference| {
-            protected = protected || plan == ArgumentPlan::TransitivePin || vm.covers(reference, address);
+            protection.everything |= plan == ArgumentPlan::TransitivePin;
+            protection.pinned.push(reference);
         });
+        protection
     }
-    protected
+
+    /// Says whether `address` lies in what is protected, given that its object is in the heap.
+    fn covers<V: StackScanner<Ref = R>>(&mut self, vm: &V, address: usize, residence: Residence) -> bool {
+        if self.everything {
+            return true;
+        }
+        let count = self.pinned.len();
+        let found =
+            (0..count).map(|step| (self.next + step) % count).find(|&at| vm.covers(self.pinned[at], address));
+        if let Some(at) = found {
+            self.next = at + 1;
+            return true;
+        }
+        residence == Residence::Fixed && self.rooted.iter().any(|&root| vm.covers(root, address))
+    }
 }

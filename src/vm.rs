@@ -80,7 +80,7 @@ pub trait Vm: Sized + Send + Sync + 'static {
     /// Runs just before a mutator becomes managed, while it is foreign still: on the way back from a foreign call, and on the way into an
     /// upcall. A VM with a global lock takes it here.
     ///
-    /// May block: a pause does not wait for this thread. Must not touch the heap or panic (a panic aborts the process). The default
+    /// May block: a pause does not wait for this thread. Must not touch the heap, detach this thread, drop what keeps the world alive, or panic (a panic aborts the process). The default
     /// costs nothing.
     #[inline(always)]
     fn entering_managed(&self, crossing: Crossing) {
