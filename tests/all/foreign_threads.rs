@@ -158,7 +158,7 @@ fn ten_threads_that_flood_an_attaching_one_with_a_signal_do_not_hang_it() {
         });
         assert_eq!(UPCALLS.load(Ordering::Relaxed), usize::try_from(visits * calls).unwrap());
         assert_eq!(c_long::try_from(OF_HANDLERS.load(Ordering::Relaxed)), Ok(served));
-        assert!(served > 0, "no handler called in ({passed} found managed code)");
+        assert!(served >= c_long::from(visits), "{served} handlers called in, {passed} found managed code");
         assert_eq!(world.attached(), 0);
         assert_eq!(world.vm().take_reports(), [""; 0]);
     });

@@ -29,9 +29,11 @@ static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static pthread_t victim;
 static int alive;
 static atomic_int over;
+static atomic_int flooding;
 
 static void *flood(void *data) {
     (void)data;
+    atomic_fetch_add(&flooding, 1);
     while (!atomic_load(&over)) {
         pthread_mutex_lock(&lock);
         if (alive) pthread_kill(victim, SIGUSR1);
@@ -49,11 +51,14 @@ struct visit {
 static void *visit(void *data) {
     struct visit *visit = data;
     sigset_t set;
+    long before = atomic_load(&served);
     pthread_mutex_lock(&lock);
     victim = pthread_self();
     alive = 1;
     pthread_mutex_unlock(&lock);
     for (int i = 0; i < visit->calls; i++) visit->callback(i);
+    /* However busy the machine is, a visit lasts until a handler has called in. */
+    while (atomic_load(&served) == before) sched_yield();
     pthread_mutex_lock(&lock);
     alive = 0;
     pthread_mutex_unlock(&lock);
@@ -65,7 +70,7 @@ static void *visit(void *data) {
 }
 
 /* `visits` threads, one after the other, call back `calls` times each, while `flooders` threads send them SIGUSR1, whose handler calls back too if `may_call()` says so.
-   Returns how many handlers did; `*not` is how many did not. */
+   A visit ends when one has at the earliest. Returns how many handlers did; `*not` is how many did not. */
 long foreign_flood(int flooders, int visits, int calls, int (*callback)(int), int (*may_call)(void), long *not) {
     struct sigaction action = {0}, before;
     struct visit task = {callback, calls};
@@ -79,8 +84,10 @@ long foreign_flood(int flooders, int visits, int calls, int (*callback)(int), in
     atomic_store(&served, 0);
     atomic_store(&passed, 0);
     atomic_store(&over, 0);
+    atomic_store(&flooding, 0);
     for (; started < flooders && started < 16; started++)
         if (pthread_create(&ids[started], NULL, flood, NULL) != 0) break;
+    while (atomic_load(&flooding) < started) sched_yield();
     for (int i = 0; i < visits; i++) {
         pthread_t id;
         if (pthread_create(&id, NULL, visit, &task) != 0) break;
