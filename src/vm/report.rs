@@ -1,0 +1,250 @@
+//! What happened that no caller can be told of.
+
+use super::{FrameKind, Residence, Site, UpcallError};
+use crate::leaks::Leaks;
+use core::fmt;
+use core::panic::Location;
+use core::time::Duration;
+
+/// Something that happened where no caller can be told of it.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum Report<'r> {
+    /// An upcall failed on a foreign thread that has no managed caller. C got the fallback value; the error ends here.
+    UpcallErrorUnclaimed {
+        /// What happened.
+        error: UpcallError<'r>,
+    },
+    /// An upcall's error was overtaken: a second upcall of one foreign call failed, or the foreign call was unwound by a panic of its own, or the thread was unwinding
+    /// already, or foreign code skipped the call that carried it. This one ends here.
+    UpcallErrorSuperseded {
+        /// What happened.
+        error: UpcallError<'r>,
+    },
+    /// An upcall failed, and the [policy](ErrorPolicy::Fallback) says that C's fallback value is all there is.
+    UpcallErrorIgnored {
+        /// What happened.
+        error: UpcallError<'r>,
+        /// The foreign call.
+        call_site: Option<&'static Location<'static>>,
+    },
+    /// A foreign thread called in after the world was shut down. C got the fallback value.
+    UpcallAfterShutdown,
+    /// A foreign thread called in before the world was opened. C got the fallback value.
+    UpcallBeforeOpen,
+    /// A foreign thread called in while its thread-locals were being destroyed. C got the fallback value.
+    UpcallAtThreadExit,
+    /// Foreign code skipped the frames of `skipped` upcalls (`longjmp`, a foreign exception). What they held has been released.
+    ActivationsSkipped {
+        /// How many activations were skipped.
+        skipped: usize,
+        /// The foreign call whose foreign code skipped them.
+        call_site: Option<&'static Location<'static>>,
+    },
+    /// The world ends, or was shut down with nobody attached, and handles or pins that outlive calls have not been given back.
+    Leaked {
+        /// What is left, by the place it was made at.
+        leaks: &'r Leaks,
+    },
+    /// A mutator detached while foreign calls that were leaked still held arguments. They have been released.
+    ArgumentsLeaked {
+        /// The mutator's number.
+        mutator: u64,
+        /// How many roots, pins and kept values there were.
+        count: usize,
+    },
+    /// A leaf call has kept a pause waiting for longer than its site allows: see [`LeafSite`](crate::LeafSite).
+    LeafOverBudget {
+        /// The leaf call.
+        call_site: &'static Location<'static>,
+        /// How long the pause has waited for it so far: the leaf has run for that long at least.
+        delay: Duration,
+        /// What its site allows.
+        budget: Duration,
+        /// Whether calls with this site are full foreign calls from now on.
+        promoted: bool,
+    },
+    /// Checked mode: foreign code is about to be given an address in the heap that nothing protects. See [`ForeignCall::check`](crate::ForeignCall::check).
+    UnprotectedPointer {
+        /// The address.
+        address: usize,
+        /// The foreign call.
+        call_site: &'static Location<'static>,
+        /// Which argument of [`ForeignCall::invoke`](crate::ForeignCall::invoke) it is, or is in; `None` for call memory and for what
+        /// [`ForeignCall::check`](crate::ForeignCall::check) was given.
+        argument: Option<usize>,
+        /// What the VM says of the object.
+        residence: Residence,
+    },
+    /// A pause has waited long for a mutator to stop.
+    Straggler(&'r Straggler),
+    /// A thread has waited long for a pause to end.
+    PauseWait(&'r PauseWait),
+    /// A [`Fiber`](crate::Fiber) was dropped while activations of it were suspended. What they held has been released; their frames must not run again.
+    FiberDropped {
+        /// The number of its mutator.
+        fiber: u64,
+        /// How many activations were suspended.
+        activations: usize,
+        /// Where it had suspended itself.
+        suspended_at: Option<&'static Location<'static>>,
+    },
+}
+
+/// A mutator that does not stop, as a pause that waits for it sees it. See [`WorldBuilder::report_after`](crate::WorldBuilder::report_after).
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Straggler {
+    /// Its number.
+    pub mutator: u64,
+    /// How long the pause has waited for it.
+    pub waited: Duration,
+    /// The last call sites known of it, one for each activation, newest first: of a running activation that of its last crossing, if it made one.
+    pub call_sites: Vec<&'static Location<'static>>,
+    /// The locks it has [noted](crate::Mutator::note_lock), with the place where.
+    pub locks: Vec<(&'static str, &'static Location<'static>)>,
+    /// The mutators that have stopped and hold pins or noted locks: if the straggler waits for one of these, both wait for ever.
+    pub stopped: Vec<PauseWait>,
+}
+
+/// A mutator that waits for a pause to end. See [`WorldBuilder::report_after`](crate::WorldBuilder::report_after).
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct PauseWait {
+    /// Its number.
+    pub mutator: u64,
+    /// How long it has waited; zero where that is not known.
+    pub waited: Duration,
+    /// The foreign call it came back from, or the poll it stopped at.
+    pub call_site: Option<&'static Location<'static>>,
+    /// Which of the two.
+    pub kind: FrameKind,
+    /// How many pins its calls hold.
+    pub pins: usize,
+    /// The locks it has [noted](crate::Mutator::note_lock), with the place where.
+    pub locks: Vec<(&'static str, &'static Location<'static>)>,
+    /// Where the pause was asked for.
+    pub pause_site: Option<&'static Location<'static>>,
+}
+
+impl fmt::Display for Straggler {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "mutator {} has not stopped for {:?}", self.mutator, self.waited)?;
+        match self.call_sites.split_first() {
+            None => f.write_str("; it has made no crossing yet")?,
+            Some((newest, older)) => {
+                write!(f, "; it was last seen at {newest}")?;
+                older
+                    .iter()
+                    .try_for_each(|site| write!(f, ", in an upcall of the foreign call at {site}"))?;
+            }
+        }
+        write_locks(f, &self.locks)?;
+        self.stopped.iter().try_for_each(|held| {
+            write!(f, "; mutator {} has stopped ({}, {})", held.mutator, held.kind, Site(held.call_site))?;
+            write_pins(f, held.pins)?;
+            write_locks(f, &held.locks)
+        })
+    }
+}
+
+impl fmt::Display for PauseWait {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "mutator {} has waited {:?} for the pause asked for at {} to end ({}, {})",
+            self.mutator,
+            self.waited,
+            Site(self.pause_site),
+            self.kind,
+            Site(self.call_site)
+        )?;
+        write_pins(f, self.pins)?;
+        write_locks(f, &self.locks)
+    }
+}
+
+/// # Errors
+///
+/// The formatter's.
+fn write_pins(f: &mut fmt::Formatter<'_>, pins: usize) -> fmt::Result {
+    if pins > 0 { write!(f, ", with {pins} pin(s)") } else { Ok(()) }
+}
+
+/// # Errors
+///
+/// The formatter's.
+fn write_locks(
+    f: &mut fmt::Formatter<'_>,
+    locks: &[(&'static str, &'static Location<'static>)],
+) -> fmt::Result {
+    locks.iter().try_for_each(|(lock, site)| write!(f, ", holding `{lock}` since {site}"))
+}
+
+impl fmt::Display for Report<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::UpcallErrorUnclaimed { error } => write!(
+                f,
+                "an upcall on a foreign thread {error}; no managed caller is there to take it; C got the fallback value"
+            ),
+            Self::UpcallErrorSuperseded { error } => {
+                write!(f, "an upcall {error}; another error of the same thread is the one that goes on")
+            }
+            Self::UpcallErrorIgnored { error, call_site } => write!(
+                f,
+                "an upcall of the foreign call at {} {error}; C got the fallback value, as its error policy says",
+                Site(*call_site)
+            ),
+            Self::UpcallAfterShutdown => {
+                f.write_str("a foreign thread called in after shutdown; C got the fallback value")
+            }
+            Self::UpcallBeforeOpen => {
+                f.write_str("a foreign thread called in before `World::open`; C got the fallback value")
+            }
+            Self::UpcallAtThreadExit => {
+                f.write_str("a foreign thread called in while it was exiting; C got the fallback value")
+            }
+            Self::ActivationsSkipped { skipped, call_site } => write!(
+                f,
+                "foreign code skipped the frames of {skipped} upcall(s) of the foreign call at {}; what they held has been released",
+                Site(*call_site)
+            ),
+            Self::Leaked { leaks } => write!(f, "references of this world were not given back: {leaks}"),
+            Self::ArgumentsLeaked { mutator, count } => write!(
+                f,
+                "mutator {mutator} detached with {count} declared argument(s) of foreign calls that were leaked; they have been released"
+            ),
+            Self::LeafOverBudget { call_site, delay, budget, promoted } => {
+                write!(
+                    f,
+                    "a pause has waited {delay:?} for the leaf call at {call_site}, which may take {budget:?}; "
+                )?;
+                f.write_str(if *promoted {
+                    "it is a full foreign call from now on"
+                } else {
+                    "make it a full foreign call, or let its site promote it"
+                })
+            }
+            Self::UnprotectedPointer { address, call_site, argument, residence } => {
+                write!(f, "the foreign call at {call_site} gives C the address {address:#x}")?;
+                match argument {
+                    Some(argument) => write!(f, " in argument {argument}")?,
+                    None => f.write_str(" in memory it passes")?,
+                }
+                write!(f, ", which lies in {residence}, and nothing protects it; ")?;
+                f.write_str(match residence {
+                    Residence::Movable => "pin the object",
+                    Residence::Fixed => "root the object",
+                })
+            }
+            Self::Straggler(straggler) => straggler.fmt(f),
+            Self::PauseWait(wait) => wait.fmt(f),
+            Self::FiberDropped { fiber, activations, suspended_at } => write!(
+                f,
+                "fiber {fiber} was dropped with {activations} activation(s) suspended at {}; what they held has been released. Drop its stack first, inside `Mutator::resume`",
+                Site(*suspended_at)
+            ),
+        }
+    }
+}
