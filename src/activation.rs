@@ -81,7 +81,12 @@ pub(crate) struct Terms {
     pub(crate) on_error: ErrorPolicy,
     pub(crate) upcalls: Upcalls,
     pub(crate) preserve: MachineState,
+    /// Whether something was declared that ends with the first upcall.
+    pub(crate) ends_with_upcall: bool,
 }
+
+/// The number of what ends with the first upcall of its call; no other has it.
+const UNTIL_FIRST_UPCALL: u64 = u64::MAX;
 
 /// Whether a foreign call may call back.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -381,6 +386,23 @@ impl ForeignFrame {
         unsafe { word.write(value) };
         self.results.set(node);
         word
+    }
+
+    /// [`add_releasable`](Self::add_releasable) for what the first upcall ends.
+    pub(crate) fn add_until_first_upcall<T: Copy>(&self, kind: EntryKind, value: T) -> *mut T {
+        self.add_releasable(kind, value, UNTIL_FIRST_UPCALL)
+    }
+
+    /// Ends what was declared until the first upcall. For its own thread, while managed.
+    pub(crate) fn end_until_first_upcall(&self) {
+        let mut node = self.results.get();
+        // SAFETY: as in `results`.
+        while let Some(result) = unsafe { node.as_ref() } {
+            if result.number == UNTIL_FIRST_UPCALL {
+                result.released.set(true);
+            }
+            node = result.next;
+        }
     }
 
     /// Stores a panic to resume when the call returns. Gives it back if there is one already.

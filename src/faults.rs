@@ -43,6 +43,8 @@ impl Faults {
     pub const HANDLE_RELEASED_AT_ONCE: Self = Self(1 << 16);
     /// Looking a raw handle up does not count its reader.
     pub const LOOKUP_UNCOUNTED: Self = Self(1 << 17);
+    /// A closure that is dropped ends at once, whoever is in it.
+    pub const CLOSURE_ENDED_AT_ONCE: Self = Self(1 << 18);
     /// A pause or handshake does not wait for the one in force.
     pub const UNGATED_STOP: Self = Self(1 << 24);
     /// Attaching looks whether the world is closed, and lets the lock go before it enters the mutator.

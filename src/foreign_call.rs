@@ -160,7 +160,7 @@ impl<'m, V: StackScanner> ForeignCall<'m, V> {
         }
     }
 
-    fn arena(&mut self) -> &'m Bump {
+    pub(crate) fn arena(&mut self) -> &'m Bump {
         self.unfinished = true;
         self.frame.arena()
     }
@@ -283,6 +283,60 @@ impl<'m, V: StackScanner> ForeignCall<'m, V> {
         (ours && self.frame.is_held(token.number) == Some(true)).then(|| unsafe { root.slot().read() })
     }
 
+    /// Roots `reference` by value until the first upcall of this call has begun, or else until the call is dropped: for what C reads before it calls back. Gives the slot, which C
+    /// must not use after that.
+    ///
+    /// The declaration is the token that I2 asks for. What it rooted is gone before the first instruction of the upcall's body, so that a collection there frees the object. Only
+    /// upcalls on this mutator count. A call that runs again does so without the root.
+    ///
+    /// # Errors
+    ///
+    /// Why the VM refuses the reference.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use reentry::testkit::TestVm;
+    /// use reentry::{Mutator, World, upcall_fn};
+    ///
+    /// fn collect(mutator: &mut Mutator<TestVm>) -> usize {
+    ///     TestVm::collect_in(mutator).expect("no root is stale").freed
+    /// }
+    /// let callback: extern "C" fn() -> usize = upcall_fn(collect);
+    /// let world = World::new(TestVm::new());
+    /// let mut mutator = world.attach()?;
+    /// let input = world.vm().heap().alloc(&[], b"read at once");
+    /// let mut call = mutator.foreign_call();
+    /// call.root_until_first_upcall(input)?;
+    /// // A Rust closure stands for the C code here, which reads the object and then calls back.
+    /// assert_eq!(call.run(|| callback()), 1);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn root_until_first_upcall(&mut self, reference: V::Ref) -> Result<NonNull<V::Ref>, ArgumentError> {
+        self.vm().admit(reference, ArgumentPlan::Root)?;
+        Ok(self.declare_until_first_upcall(EntryKind::Root, reference))
+    }
+
+    /// Pins `reference` until the first upcall of this call has begun, or else until the call is dropped: as [`root_until_first_upcall`](Self::root_until_first_upcall), for bytes that C
+    /// reads in place.
+    ///
+    /// # Errors
+    ///
+    /// Why the VM cannot pin it.
+    pub fn pin_until_first_upcall(&mut self, reference: V::Ref) -> Result<Pinned<'m, V::Ref>, ArgumentError> {
+        self.vm().admit(reference, ArgumentPlan::Pin)?;
+        self.declare_until_first_upcall(EntryKind::Pin, reference);
+        Ok(Pinned::new(reference))
+    }
+
+    fn declare_until_first_upcall(&mut self, kind: EntryKind, reference: V::Ref) -> NonNull<V::Ref> {
+        self.unfinished = true;
+        self.terms.get_or_insert_default().ends_with_upcall = true;
+        let word = self.frame.add_until_first_upcall(kind, reference);
+        // SAFETY: the address of a word of call memory.
+        unsafe { NonNull::new_unchecked(word) }
+    }
+
     /// Pins `reference`: the object lives and does not move until the call is dropped.
     ///
     /// # Errors
@@ -375,6 +429,15 @@ impl<'m, V: StackScanner> ForeignCall<'m, V> {
     #[inline(always)]
     pub fn check<T: ForeignValue + ?Sized>(&mut self, value: &T) {
         self.passed.note(value);
+    }
+
+    /// Checked mode: notes an address that is passed as an argument.
+    #[cfg(feature = "libffi")]
+    #[inline(always)]
+    pub(crate) fn note_argument(&mut self, address: usize, index: usize) {
+        if CHECKED {
+            self.passed.push(address, Some(index));
+        }
     }
 
     /// Reads call memory, after the crossing back.

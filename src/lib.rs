@@ -25,6 +25,8 @@ mod leaf;
 mod leaks;
 mod mailbox;
 mod mutator;
+#[cfg(feature = "libffi")]
+mod occupancy;
 mod pause;
 mod pin;
 mod pointers;
@@ -47,6 +49,8 @@ mod vm;
 mod watch;
 mod world;
 
+#[cfg(feature = "libffi")]
+pub mod dynamic;
 pub mod guide;
 pub mod layout;
 #[cfg(feature = "testkit")]

@@ -270,6 +270,13 @@ pub(crate) fn only<V: StackScanner>() -> *const Record<V> {
     }
 }
 
+/// Returns this thread's mutator, of whatever world, if it has one only; else null.
+#[cfg(feature = "libffi")]
+#[inline(always)]
+pub(crate) fn only_of_any_type() -> *const Header {
+    ONLY.with(Cell::get)
+}
+
 /// Says whether a record is attached to this thread.
 #[inline(always)]
 pub(crate) fn is_mine(header: &Header) -> bool {

@@ -530,6 +530,93 @@ where
     unsafe { F::unwind_function::<G>() }
 }
 
+/// What a closure with a run-time signature does about errors, as a type.
+#[cfg(feature = "libffi")]
+#[derive(Clone, Copy)]
+struct Dynamic<const POLICY: u8>;
+
+#[cfg(feature = "libffi")]
+impl<const POLICY: u8> Conduct for Dynamic<POLICY> {
+    const POLICY: Option<ErrorPolicy> = match POLICY {
+        0 => None,
+        1 => Some(ErrorPolicy::Carry),
+        2 => Some(ErrorPolicy::Abort),
+        _ => Some(ErrorPolicy::Fallback),
+    };
+    const EXCEPTIONS: Exceptions = Exceptions::Stop;
+}
+
+/// The way in of a closure with a run-time signature: runs `body` as an upcall on this thread's mutator of the world, which may be attached for it.
+///
+/// `record` is that mutator if it is the thread's only one, else null. `fallback` gives C what it gets for an error.
+#[cfg(feature = "libffi")]
+#[inline(always)]
+pub(crate) fn enter_dynamic<V: StackScanner>(
+    record: *const crate::thread::Record<V>,
+    world: &std::sync::Weak<Shared<V>>,
+    policy: Option<ErrorPolicy>,
+    body: impl FnOnce(&mut Mutator<V>) -> Result<(), V::Exception>,
+    fallback: impl Fn() + Copy,
+) {
+    match policy {
+        None => enter_with(record, world, Dynamic::<0>, body, fallback),
+        Some(ErrorPolicy::Carry) => enter_with(record, world, Dynamic::<1>, body, fallback),
+        Some(ErrorPolicy::Abort) => enter_with(record, world, Dynamic::<2>, body, fallback),
+        Some(ErrorPolicy::Fallback) => enter_with(record, world, Dynamic::<3>, body, fallback),
+    }
+}
+
+#[cfg(feature = "libffi")]
+#[inline(always)]
+fn enter_with<V: StackScanner, C: Conduct>(
+    record: *const crate::thread::Record<V>,
+    world: &std::sync::Weak<Shared<V>>,
+    conduct: C,
+    body: impl FnOnce(&mut Mutator<V>) -> Result<(), V::Exception>,
+    fallback: impl Fn() + Copy,
+) {
+    let mut body = Once::new(move |mutator: &mut Mutator<V>| {
+        let outcome = match C::POLICY {
+            None => body(mutator),
+            policy => {
+                let frame = mutator.running();
+                // SAFETY: records live as long as their mutator's, which is attached for as long as the body runs.
+                unsafe { frame.as_ref() }.under_policy(policy, || body(mutator))
+            }
+        };
+        if let Err(exception) = outcome {
+            throw(mutator, C::POLICY, exception);
+            fallback();
+        }
+    });
+    // SAFETY: null, or this thread's attached record of this world.
+    match unsafe { record.as_ref() } {
+        Some(record) => cross_in(record, conduct, &mut body, fallback),
+        None => enter_somewhere(world, conduct, &mut body, fallback),
+    }
+}
+
+/// [`enter_dynamic`] on a thread of which the world is not the only one.
+#[cfg(feature = "libffi")]
+#[cold]
+#[inline(never)]
+fn enter_somewhere<V: StackScanner>(
+    world: &std::sync::Weak<Shared<V>>,
+    conduct: impl Conduct,
+    body: &mut Once<impl FnOnce(&mut Mutator<V>)>,
+    fallback: impl FnOnce(),
+) {
+    // The upcall runs on an attached thread, which keeps the world; this keeps it until it is attached.
+    match world.upgrade() {
+        Some(shared) => cross_in_world(&shared, conduct, body, fallback),
+        None => {
+            // There is no VM left to tell.
+            eprintln!("reentry: {}", crate::vm::Report::UpcallAfterShutdown);
+            fallback();
+        }
+    }
+}
+
 /// What the user-data pointer of an [`UpcallClosure`] points to.
 struct ClosureData<V: StackScanner, F, R> {
     shared: Arc<Shared<V>>,

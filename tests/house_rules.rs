@@ -11,7 +11,7 @@ const FLOORS: &[&[&str]] = &[
     &["faults", "arity", "errno", "unwind", "anchor", "leaks"],
     &["sync", "foreign_value"],
     &["checked"],
-    &["timing"],
+    &["timing", "occupancy"],
     // The traits, and plain data.
     &["vm"],
     &["state"],
@@ -47,6 +47,7 @@ const FLOORS: &[&[&str]] = &[
     &["handle"],
     &["sample"],
     &["upcall"],
+    &["dynamic"],
     &["fiber"],
     // Tools.
     &["layout"],

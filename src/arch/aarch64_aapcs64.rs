@@ -5,8 +5,12 @@
 //!   x30 at the entry of call_with_registers = pc of the anchor; sp there = sp of the anchor
 //! ```
 
+#[cfg(feature = "libffi")]
+use super::ArgumentRegisters;
 use crate::anchor::Anchor;
 use core::arch::{asm, naked_asm};
+#[cfg(feature = "libffi")]
+use core::ffi::c_void;
 use core::panic::Location;
 
 /// x19 to x29, in this order.
@@ -71,6 +75,66 @@ pub(crate) unsafe extern "C-unwind" fn call_with_registers(
         "str x29, [x1, #16]", // anchor.fp
         "mov x16, x2",        // x16: the branch target register a guarded page accepts
         "mov x0, x3",
+        "br x16",
+    )
+}
+
+/// x0 to x7.
+#[cfg(feature = "libffi")]
+pub(crate) const INTEGER_REGISTERS: usize = 8;
+
+/// v0 to v7.
+#[cfg(feature = "libffi")]
+pub(crate) const FLOAT_REGISTERS: usize = 8;
+
+/// Loads the argument registers for integers and pointers, and branches to `function`, which returns to the caller of this. For a callee that takes no floating-point argument.
+///
+/// It has no frame and changes no callee-saved register; see the x86_64 backend.
+///
+/// # Safety
+///
+/// As for the x86_64 backend's.
+#[cfg(feature = "libffi")]
+#[unsafe(naked)]
+pub(crate) unsafe extern "C-unwind" fn call_loading_integers(
+    registers: *const ArgumentRegisters,
+    function: *const c_void,
+) -> u64 {
+    // At entry: x0 = registers, x1 = function, x30 = return address.
+    naked_asm!(
+        "mov x9, x0",  // x9 and x16 carry no argument
+        "mov x16, x1", // x16: the branch target register a guarded page accepts
+        "ldp x0, x1, [x9]",
+        "ldp x2, x3, [x9, #16]",
+        "ldp x4, x5, [x9, #32]",
+        "ldp x6, x7, [x9, #48]",
+        "br x16", // sp and x30 are as they were at entry
+    )
+}
+
+/// [`call_loading_integers`], and the floating-point registers with them.
+///
+/// # Safety
+///
+/// As for [`call_loading_integers`].
+#[cfg(feature = "libffi")]
+#[unsafe(naked)]
+pub(crate) unsafe extern "C-unwind" fn call_loading_registers(
+    registers: *const ArgumentRegisters,
+    function: *const c_void,
+) -> u64 {
+    // At entry: x0 = registers, x1 = function, x30 = return address.
+    naked_asm!(
+        "mov x9, x0",
+        "mov x16, x1",
+        "ldp d0, d1, [x9, #64]",
+        "ldp d2, d3, [x9, #80]",
+        "ldp d4, d5, [x9, #96]",
+        "ldp d6, d7, [x9, #112]",
+        "ldp x0, x1, [x9]",
+        "ldp x2, x3, [x9, #16]",
+        "ldp x4, x5, [x9, #32]",
+        "ldp x6, x7, [x9, #48]",
         "br x16",
     )
 }

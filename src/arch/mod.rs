@@ -1,6 +1,6 @@
 //! The machine: reading the registers that make an anchor, and spilling those a foreign callee could hide.
 //!
-//! Every backend exports the same six items, and this file is the one place that chooses among them:
+//! Every backend exports the same ten items, and this file is the one place that chooses among them:
 //!
 //! | item | contract |
 //! |---|---|
@@ -8,6 +8,9 @@
 //! | `stack_pointer()` | an address in, or below, the calling frame |
 //! | `store_anchor(to, site)` | writes pc, sp and fp of the calling frame |
 //! | `call_with_registers(registers, anchor, f, data)` | writes the callee-saved registers and the caller's anchor, then calls `f(data)` |
+//! | `INTEGER_REGISTERS`, `FLOAT_REGISTERS` | how many arguments of either sort travel in registers; 0: this backend cannot load them |
+//! | `call_loading_integers(registers, function)` | loads the argument registers for integers and jumps to `function` |
+//! | `call_loading_registers(registers, function)` | the same, and those for floating-point numbers |
 //! | `FloatControl::read()` | the control registers of floating-point arithmetic: rounding, exceptions that trap, denormals |
 //! | `FloatControl::restore(self)` | puts them back; what was computed meanwhile keeps its status flags |
 //!
@@ -16,6 +19,21 @@
 //! Assembly stands in this directory only.
 
 use core::ops::Range;
+
+/// The words that [`call_loading_registers`] loads: integers and pointers, extended to 64 bits, and floating-point numbers, single ones in the low half. Those that a backend has no
+/// register for are not read.
+#[cfg(feature = "libffi")]
+#[derive(Clone, Copy)]
+#[repr(C, align(16))]
+pub(crate) struct ArgumentRegisters(pub(crate) [core::mem::MaybeUninit<u64>; ARGUMENT_REGISTERS]);
+
+/// The words of [`ArgumentRegisters`].
+#[cfg(feature = "libffi")]
+pub(crate) const ARGUMENT_REGISTERS: usize = 16;
+
+/// Where the floating-point numbers begin.
+#[cfg(feature = "libffi")]
+pub(crate) const FIRST_FLOAT: usize = 8;
 
 #[cfg(all(target_arch = "x86_64", unix, not(loom), not(miri)))]
 mod x86_64_sysv;

@@ -4,7 +4,11 @@
 //! sites apart as well as a return address does. The control registers of floating-point arithmetic are out of reach, and stay as foreign code leaves them. There is no frame pointer, and callee-saved registers cannot be read: a *conservative* collector
 //! that relies on them is not served by this backend; precise and virtual anchors are.
 
+#[cfg(feature = "libffi")]
+use super::ArgumentRegisters;
 use crate::anchor::Anchor;
+#[cfg(feature = "libffi")]
+use core::ffi::c_void;
 use core::panic::Location;
 
 /// None.
@@ -49,6 +53,34 @@ pub(crate) unsafe extern "C-unwind" fn call_with_registers(
         f(data)
     }
 }
+
+/// None: every call with a run-time signature goes through libffi.
+#[cfg(feature = "libffi")]
+pub(crate) const INTEGER_REGISTERS: usize = 0;
+
+/// None.
+#[cfg(feature = "libffi")]
+pub(crate) const FLOAT_REGISTERS: usize = 0;
+
+/// Not called: no signature is classified as one for this machine's registers.
+///
+/// # Safety
+///
+/// None is needed.
+///
+/// # Panics
+///
+/// Always.
+#[cfg(feature = "libffi")]
+pub(crate) unsafe extern "C-unwind" fn call_loading_integers(
+    _: *const ArgumentRegisters,
+    _: *const c_void,
+) -> u64 {
+    unreachable!("the portable backend loads no registers")
+}
+
+#[cfg(feature = "libffi")]
+pub(crate) use call_loading_integers as call_loading_registers;
 
 /// Nothing.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -7,8 +7,12 @@
 //!   lower addresses
 //! ```
 
+#[cfg(feature = "libffi")]
+use super::ArgumentRegisters;
 use crate::anchor::Anchor;
 use core::arch::{asm, naked_asm};
+#[cfg(feature = "libffi")]
+use core::ffi::c_void;
 use core::panic::Location;
 
 /// rbx, rbp, r12, r13, r14, r15, in this order.
@@ -78,6 +82,77 @@ pub(crate) unsafe extern "C-unwind" fn call_with_registers(
         "mov [rsi + 16], rbp", // anchor.fp
         "mov rdi, rcx",
         "jmp rdx", // tail call: the stack is as it was at entry, aligned for f
+    )
+}
+
+/// rdi, rsi, rdx, rcx, r8, r9.
+#[cfg(feature = "libffi")]
+pub(crate) const INTEGER_REGISTERS: usize = 6;
+
+/// xmm0 to xmm7.
+#[cfg(feature = "libffi")]
+pub(crate) const FLOAT_REGISTERS: usize = 8;
+
+/// Loads the argument registers for integers and pointers, and jumps to `function`, which returns to the caller of this. For a callee that takes no floating-point argument.
+///
+/// It has no frame and changes no callee-saved register, so the callee sees, and an exception that passes finds, what a plain call would have left.
+///
+/// # Safety
+///
+/// `function` takes no more than these registers hold, and may be called with what is in them. The type of this function is that of its caller's choice in one thing: whoever wants
+/// a `double` or nothing back calls it through a pointer of a type that says so.
+#[cfg(feature = "libffi")]
+#[unsafe(naked)]
+pub(crate) unsafe extern "C-unwind" fn call_loading_integers(
+    registers: *const ArgumentRegisters,
+    function: *const c_void,
+) -> u64 {
+    // At entry: rdi = registers, rsi = function, [rsp] = return address.
+    naked_asm!(
+        "mov r10, rdi", // r10 and r11 carry no argument
+        "mov r11, rsi",
+        "mov rdi, [r10]",
+        "mov rsi, [r10 + 8]",
+        "mov rdx, [r10 + 16]",
+        "mov rcx, [r10 + 24]",
+        "mov r8, [r10 + 32]",
+        "mov r9, [r10 + 40]",
+        "xor eax, eax", // a variadic callee: no vector register is used
+        "jmp r11",      // the stack is as it was at entry, aligned for function
+    )
+}
+
+/// [`call_loading_integers`], and the floating-point registers with them.
+///
+/// # Safety
+///
+/// As for [`call_loading_integers`].
+#[cfg(feature = "libffi")]
+#[unsafe(naked)]
+pub(crate) unsafe extern "C-unwind" fn call_loading_registers(
+    registers: *const ArgumentRegisters,
+    function: *const c_void,
+) -> u64 {
+    // At entry: rdi = registers, rsi = function, [rsp] = return address.
+    naked_asm!(
+        "mov r10, rdi",
+        "mov r11, rsi",
+        "movsd xmm0, [r10 + 64]",
+        "movsd xmm1, [r10 + 72]",
+        "movsd xmm2, [r10 + 80]",
+        "movsd xmm3, [r10 + 88]",
+        "movsd xmm4, [r10 + 96]",
+        "movsd xmm5, [r10 + 104]",
+        "movsd xmm6, [r10 + 112]",
+        "movsd xmm7, [r10 + 120]",
+        "mov rdi, [r10]",
+        "mov rsi, [r10 + 8]",
+        "mov rdx, [r10 + 16]",
+        "mov rcx, [r10 + 24]",
+        "mov r8, [r10 + 32]",
+        "mov r9, [r10 + 40]",
+        "mov eax, 8", // a variadic callee: no more vector registers than these are used
+        "jmp r11",
     )
 }
 

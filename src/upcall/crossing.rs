@@ -166,13 +166,35 @@ fn cross_in_on_terms<V: StackScanner, R>(
         refuse::<V>(record, saved, policy_of(conduct), refused);
         return fallback();
     }
+    if terms.ends_with_upcall {
+        let mut body = Once::new(|mutator: &mut Mutator<V>| {
+            // Managed at last: until here a stopper may have been reading what ends now.
+            saved.end_until_first_upcall();
+            // SAFETY: of the ways through an upcall this is the one that is taken, and it leads here once.
+            unsafe { run(body, mutator) }
+        });
+        return cross_in_preserving(record, saved, terms.preserve, sp, conduct, &mut body, fallback);
+    }
+    cross_in_preserving(record, saved, terms.preserve, sp, conduct, body, fallback)
+}
+
+/// [`cross_in_from`], with the managed side's machine state in the upcall and C's own after it.
+fn cross_in_preserving<V: StackScanner, R>(
+    record: &Record<V>,
+    saved: &ForeignFrame,
+    preserve: MachineState,
+    sp: usize,
+    conduct: impl Conduct,
+    body: &mut Once<impl FnOnce(&mut Mutator<V>) -> R>,
+    fallback: impl FnOnce() -> R,
+) -> R {
     // SAFETY: a live record of this mutator.
     let frame = unsafe { &*saved.newer_slow() };
-    if terms.preserve == MachineState::NOTHING {
+    if preserve == MachineState::NOTHING {
         return cross_in_at(record, saved, frame, sp, conduct, body, fallback);
     }
     // C gets its own state back, also when an exception of its own passes through the upcall.
-    let _foreign = scopeguard::guard(Saved::read(terms.preserve), |foreign| foreign.restore());
+    let _foreign = scopeguard::guard(Saved::read(preserve), |foreign| foreign.restore());
     saved.machine().restore();
     cross_in_at(record, saved, frame, sp, conduct, body, fallback)
 }

@@ -34,6 +34,14 @@ pub enum Report<'r> {
     UpcallBeforeOpen,
     /// A foreign thread called in while its thread-locals were being destroyed. C got the fallback value.
     UpcallAtThreadExit,
+    /// Foreign code called a closure that had been dropped. It got the fallback value.
+    #[cfg(feature = "libffi")]
+    ClosureCalledLate {
+        /// The closure's name.
+        name: &'r str,
+        /// Where it was made.
+        made_at: &'static Location<'static>,
+    },
     /// Foreign code skipped the frames of `skipped` upcalls (`longjmp`, a foreign exception). What they held has been released.
     ActivationsSkipped {
         /// How many activations were skipped.
@@ -205,6 +213,11 @@ impl fmt::Display for Report<'_> {
             Self::UpcallAtThreadExit => {
                 f.write_str("a foreign thread called in while it was exiting; C got the fallback value")
             }
+            #[cfg(feature = "libffi")]
+            Self::ClosureCalledLate { name, made_at } => write!(
+                f,
+                "foreign code called the closure `{name}`, made at {made_at}, after it had been dropped; C got the fallback value. Keep the closure until C has forgotten it"
+            ),
             Self::ActivationsSkipped { skipped, call_site } => write!(
                 f,
                 "foreign code skipped the frames of {skipped} upcall(s) of the foreign call at {}; what they held has been released",

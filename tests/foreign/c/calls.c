@@ -108,3 +108,11 @@ int64_t foreign_arity_12(int64_t (*f)(int64_t, int64_t, int64_t, int64_t, int64_
                                       int64_t, int64_t, int64_t)) {
     return f(1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048);
 }
+
+/* A struct by value, both ways. */
+struct foreign_point { double x, y; };
+
+struct foreign_point foreign_mirror(struct foreign_point point) {
+    struct foreign_point mirrored = {point.y, point.x};
+    return mirrored;
+}

@@ -18,6 +18,16 @@ pub struct Pair {
     pub second: i64,
 }
 
+/// What [`foreign_mirror`] mirrors.
+#[derive(Clone, Copy, PartialEq, Debug, Default)]
+#[repr(C)]
+pub struct Point {
+    /// To the right.
+    pub x: f64,
+    /// Up.
+    pub y: f64,
+}
+
 /// A struct too large for registers: what [`foreign_give_struct`] gives its callback.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(C)]
@@ -90,6 +100,8 @@ macro_rules! foreign {
 foreign! {
     /// The sum.
     fn foreign_add(a: c_int, b: c_int) -> c_int;
+    /// The point with its coordinates exchanged.
+    fn foreign_mirror(point: Point) -> Point;
     /// Does nothing.
     fn foreign_nothing();
     /// `callback(x)`.

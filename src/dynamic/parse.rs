@@ -1,0 +1,940 @@
+//! The textual form of types and signatures: C's own.
+//!
+//! ```text
+//!   signature   := declaration-of-result attribute* name? '(' parameters ')' ';'?
+//!   parameters  := 'void' | nothing | declaration (',' declaration)* (',' '...' (',' declaration)*)?
+//!   declaration := specifiers '*'* (name? ('[' number ']')* | '(' '*'+ name? ')' '(' parameters ')')
+//!   specifiers  := words of C's own types | 'struct' tag? ('{' fields '}')? | 'enum' tag? ('{' constants '}')? | a declared name
+//! ```
+//!
+//! Types that stand behind `...` are those of one call. Everything else is a subset of C; what C has beyond it is refused by name, with what to write instead.
+
+use super::abi::Abi;
+use super::signature::Signature;
+use super::types::{DEEPEST, LARGEST, Scalar, Struct, Target, Type, TypeError};
+use core::fmt;
+use std::collections::HashMap;
+use std::sync::Arc;
+use winnow::Parser;
+use winnow::ascii::{digit1, hex_digit1, multispace0};
+use winnow::combinator::{alt, eof, opt, peek, preceded};
+use winnow::error::ParserError;
+use winnow::stream::{LocatingSlice, Location, Stateful, Stream};
+use winnow::token::{any, one_of, take_while};
+
+/// Text that is no type or signature: what is wrong, and where.
+///
+/// # Examples
+///
+/// ```
+/// use reentry::dynamic::Signature;
+///
+/// let error = Signature::parse("int (const char*, )").unwrap_err();
+/// assert_eq!(error.column(), 19);
+/// assert_eq!(
+///     error.to_string(),
+///     "a type was expected, and `)` came, in column 19:\n  int (const char*, )\n                    ^"
+/// );
+/// ```
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("{message}, in column {column}:\n  {line}\n  {:>column$}", '^', column = .column)]
+pub struct SignatureError {
+    message: String,
+    /// The line of the text that it is in.
+    line: String,
+    line_number: usize,
+    column: usize,
+}
+
+impl SignatureError {
+    /// What is wrong, without the place.
+    #[must_use]
+    pub fn message(&self) -> &str {
+        &self.message
+    }
+
+    /// The column where it is wrong, in characters from 1.
+    #[must_use]
+    pub fn column(&self) -> usize {
+        self.column
+    }
+
+    /// The line of the text where it is wrong, from 1.
+    #[must_use]
+    pub fn line(&self) -> usize {
+        self.line_number
+    }
+
+    fn new(text: &str, failure: Failure) -> Self {
+        // What came is named by whoever has the text.
+        let message = match failure.problem {
+            Problem::Expected(what) => format!("{what} was expected, and {} came", came(text, failure.at)),
+            Problem::Refused(why) => why,
+        };
+        let before = &text[..failure.at];
+        let start = before.rfind('\n').map_or(0, |newline| newline + 1);
+        let line = text[start..].lines().next().unwrap_or_default();
+        Self {
+            message,
+            line: line.replace('\t', " "),
+            line_number: before.matches('\n').count() + 1,
+            column: text[start..failure.at].chars().count() + 1,
+        }
+    }
+}
+
+/// The word or sign at a place, as an error names it.
+fn came(text: &str, at: usize) -> String {
+    let rest = &text[at..];
+    let word: String = rest.chars().take_while(|c| is_in_name(*c)).take(40).collect();
+    match rest.chars().next() {
+        None => "the end".to_owned(),
+        Some(_) if !word.is_empty() => format!("`{word}`"),
+        Some(sign) => format!("`{}`", sign.escape_debug()),
+    }
+}
+
+/// The names that declarations have introduced: structs, enumerations and their constants, and typedefs.
+///
+/// # Examples
+///
+/// ```
+/// use reentry::dynamic::{Type, Types};
+///
+/// let mut types = Types::new();
+/// types.declare(
+///     "typedef struct point { double x, y; } point;
+///      enum colour { RED, GREEN = 5 };
+///      typedef int (*compare)(const void*, const void*);",
+/// )?;
+/// assert_eq!(types.get("point").map(Type::size), Some(16));
+/// assert_eq!(types.constant("GREEN"), Some(5));
+/// let signature = types.signature("point (point, enum colour, compare)")?;
+/// assert_eq!(signature.parameters()[2].to_string(), "int (*)(const void*, const void*)");
+/// # Ok::<(), reentry::dynamic::SignatureError>(())
+/// ```
+#[derive(Clone, Default, Debug)]
+pub struct Types {
+    names: HashMap<Arc<str>, Type>,
+    structs: HashMap<Arc<str>, Arc<Struct>>,
+    constants: HashMap<Arc<str>, i64>,
+}
+
+impl Types {
+    /// C's own names alone.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Takes in declarations: structs, enumerations, typedefs.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong with the text. Nothing of it has been taken in.
+    pub fn declare(&mut self, text: &str) -> Result<(), SignatureError> {
+        let new = self.run(text, |input| {
+            while !at_end(input) {
+                declaration(input)?;
+            }
+            Ok(core::mem::take(&mut input.state.new))
+        })?;
+        self.names.extend(new.names);
+        self.structs.extend(new.structs);
+        self.constants.extend(new.constants);
+        Ok(())
+    }
+
+    /// Gives a type a name.
+    pub fn define(&mut self, name: &str, ty: Type) {
+        self.names.insert(name.into(), ty);
+    }
+
+    /// The type of this name.
+    #[must_use]
+    pub fn get(&self, name: &str) -> Option<&Type> {
+        self.names.get(name)
+    }
+
+    /// The constant of an enumeration.
+    #[must_use]
+    pub fn constant(&self, name: &str) -> Option<i64> {
+        self.constants.get(name).copied()
+    }
+
+    /// Parses a type: `"const char*"`.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong with the text.
+    pub fn parse(&self, text: &str) -> Result<Type, SignatureError> {
+        self.run(text, |input| {
+            let (name, ty) = declared(input, Place::Type)?;
+            if let Some((name, at)) = name {
+                return Err(refused(at, format!("`{name}` is a name too many; a type has none")));
+            }
+            Ok(ty)
+        })
+    }
+
+    /// Parses a signature: `"int (const char*, ...)"`. It may be a declaration, whose name is not looked at.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong with the text.
+    pub fn signature(&self, text: &str) -> Result<Signature, SignatureError> {
+        Ok(self.run(text, signature)?.1)
+    }
+
+    /// Parses the declaration of a function: `"double pow(double, double);"`.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong with the text; a name that is missing is.
+    pub fn prototype(&self, text: &str) -> Result<(String, Signature), SignatureError> {
+        self.run(text, |input| match signature(input)? {
+            (Ok(name), signature) => Ok((name, signature)),
+            (Err(at), _) => Err(expected(at, "the name of the function")),
+        })
+    }
+
+    fn run<O>(
+        &self,
+        text: &str,
+        parser: impl FnOnce(&mut Input<'_, '_>) -> Parsed<O>,
+    ) -> Result<O, SignatureError> {
+        let state = State { known: self, new: Self::default(), depth: 0 };
+        let mut input = Stateful { input: LocatingSlice::new(text), state };
+        let parsed = parser(&mut input).and_then(|parsed| {
+            if at_end(&mut input) { Ok(parsed) } else { Err(expected(here(&mut input), "the end")) }
+        });
+        parsed.map_err(|failure| SignatureError::new(text, failure))
+    }
+}
+
+/// What the parser reads, and the names it knows meanwhile.
+type Input<'i, 't> = Stateful<LocatingSlice<&'i str>, State<'t>>;
+
+#[derive(Debug)]
+struct State<'t> {
+    known: &'t Types,
+    /// What this text has introduced.
+    new: Types,
+    depth: usize,
+}
+
+impl State<'_> {
+    fn name(&self, name: &str) -> Option<&Type> {
+        self.new.names.get(name).or_else(|| self.known.names.get(name))
+    }
+
+    fn structure(&self, tag: &str) -> Option<&Arc<Struct>> {
+        self.new.structs.get(tag).or_else(|| self.known.structs.get(tag))
+    }
+}
+
+type Parsed<O> = Result<O, Failure>;
+
+/// What is wrong, and at which byte.
+#[derive(Clone, Debug)]
+struct Failure {
+    at: usize,
+    problem: Problem,
+}
+
+#[derive(Clone, Debug)]
+enum Problem {
+    Expected(&'static str),
+    Refused(String),
+}
+
+impl<'i, 't> ParserError<Input<'i, 't>> for Failure {
+    type Inner = Self;
+
+    fn from_input(input: &Input<'i, 't>) -> Self {
+        expected(input.input.current_token_start(), "something else")
+    }
+
+    fn into_inner(self) -> Result<Self, Self> {
+        Ok(self)
+    }
+}
+
+fn expected(at: usize, what: &'static str) -> Failure {
+    Failure { at, problem: Problem::Expected(what) }
+}
+
+fn refused(at: usize, why: impl Into<String>) -> Failure {
+    Failure { at, problem: Problem::Refused(why.into()) }
+}
+
+fn refused_type(at: usize, error: &TypeError) -> Failure {
+    refused(at, error.to_string())
+}
+
+fn is_in_name(c: char) -> bool {
+    c.is_ascii_alphanumeric() || c == '_'
+}
+
+/// The byte at which the next token begins.
+fn here(input: &mut Input<'_, '_>) -> usize {
+    let _blank: Parsed<&str> = multispace0.parse_next(input);
+    input.input.current_token_start()
+}
+
+fn at_end(input: &mut Input<'_, '_>) -> bool {
+    here(input);
+    let end: Parsed<&str> = peek(eof).parse_next(input);
+    end.is_ok()
+}
+
+/// Takes a sign if it comes next.
+fn takes(input: &mut Input<'_, '_>, sign: &'static str) -> bool {
+    here(input);
+    let taken: Parsed<Option<&str>> = opt(sign).parse_next(input);
+    matches!(taken, Ok(Some(_)))
+}
+
+/// Takes a sign, which must come next.
+///
+/// # Errors
+///
+/// If it does not. `named` is the sign as an error names it.
+fn take(input: &mut Input<'_, '_>, sign: &'static str, named: &'static str) -> Parsed<()> {
+    if takes(input, sign) { Ok(()) } else { Err(expected(here(input), named)) }
+}
+
+/// Takes a word if one comes next.
+fn word<'i>(input: &mut Input<'i, '_>) -> Option<&'i str> {
+    here(input);
+    let first = one_of(|c: char| c.is_ascii_alphabetic() || c == '_');
+    let word: Parsed<Option<&str>> = opt((first, take_while(0.., is_in_name)).take()).parse_next(input);
+    word.ok().flatten()
+}
+
+/// The word that comes next, and stays.
+fn next_word<'i>(input: &mut Input<'i, '_>) -> Option<&'i str> {
+    here(input);
+    let start = input.checkpoint();
+    let found = word(input);
+    input.reset(&start);
+    found
+}
+
+/// Takes a number, which must come next: the length of an array or the value of a constant.
+///
+/// # Errors
+///
+/// If none comes, or it does not fit.
+fn number(input: &mut Input<'_, '_>, what: &'static str) -> Parsed<u64> {
+    let at = here(input);
+    let hexadecimal = preceded(alt(("0x", "0X")), hex_digit1).map(|digits: &str| (digits, 16));
+    let decimal = digit1.map(|digits: &str| (digits, 10));
+    let (digits, radix) =
+        alt((hexadecimal, decimal)).parse_next(input).map_err(|_: Failure| expected(at, what))?;
+    if radix == 10 && digits.len() > 1 && digits.starts_with('0') {
+        return Err(refused(at, "octal numbers are not read; write it in decimal or as 0x"));
+    }
+    u64::from_str_radix(digits, radix).map_err(|_| refused(at, "the number is too large"))
+}
+
+/// Runs `parser` one level deeper.
+///
+/// # Errors
+///
+/// If that is too deep.
+fn deeper<'i, 't, O>(
+    input: &mut Input<'i, 't>,
+    parser: impl FnOnce(&mut Input<'i, 't>) -> Parsed<O>,
+) -> Parsed<O> {
+    if input.state.depth == DEEPEST {
+        return Err(refused_type(here(input), &TypeError::TooDeep));
+    }
+    input.state.depth += 1;
+    let parsed = parser(input);
+    input.state.depth -= 1;
+    parsed
+}
+
+/// Where a declaration stands: what may follow it, and what C makes of an array there.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Place {
+    Type,
+    Parameter,
+    Field,
+}
+
+/// A type without its declarator: what `int` and `struct point` say.
+#[derive(Clone)]
+struct Base {
+    target: Target,
+    constant: bool,
+    at: usize,
+}
+
+impl Base {
+    /// The type itself.
+    ///
+    /// # Errors
+    ///
+    /// If it is known by name alone.
+    fn value(self) -> Parsed<Type> {
+        match self.target {
+            Target::Type(ty) => Ok(ty),
+            Target::Named(name) => Err(refused(
+                self.at,
+                format!(
+                    "`{name}` has not been declared with its fields; declare it, or pass a pointer to it"
+                ),
+            )),
+            Target::Function(_) => Err(expected(self.at, "a type")),
+        }
+    }
+}
+
+/// One of C's own types, as words.
+#[derive(Default)]
+struct Words {
+    seen: Vec<&'static str>,
+}
+
+impl Words {
+    fn count(&self, word: &str) -> usize {
+        self.seen.iter().filter(|seen| **seen == word).count()
+    }
+
+    /// The type that the words make.
+    fn scalar(&self) -> Option<Type> {
+        let (long, unsigned, signed) = (self.count("long"), self.count("unsigned"), self.count("signed"));
+        let rest: Vec<_> = ["void", "_Bool", "char", "short", "int", "float", "double"]
+            .into_iter()
+            .filter(|word| self.count(word) > 0)
+            .collect();
+        let once = self.seen.iter().all(|word| *word == "long" || self.count(word) == 1);
+        if !once || long > 2 || unsigned + signed > 1 {
+            return None;
+        }
+        let pick = |plain, without_sign| Some(if unsigned > 0 { without_sign } else { plain });
+        let scalar = match (&rest[..], long) {
+            (["void"], 0) if self.seen.len() == 1 => return Some(Type::Void),
+            (["_Bool"], 0) if self.seen.len() == 1 => Some(Scalar::Bool),
+            (["float"], 0) if self.seen.len() == 1 => Some(Scalar::Float),
+            (["double"], 0) if self.seen.len() == 1 => Some(Scalar::Double),
+            (["double"], 1) if self.seen.len() == 2 => Some(Scalar::LongDouble),
+            (["char"], 0) if signed > 0 => Some(Scalar::SChar),
+            (["char"], 0) => pick(Scalar::Char, Scalar::UChar),
+            (["short"] | ["short", "int"], 0) => pick(Scalar::Short, Scalar::UShort),
+            ([] | ["int"], 0) => pick(Scalar::Int, Scalar::UInt),
+            ([] | ["int"], 1) => pick(Scalar::Long, Scalar::ULong),
+            ([] | ["int"], 2) => pick(Scalar::LongLong, Scalar::ULongLong),
+            _ => None,
+        };
+        scalar.map(Type::Scalar)
+    }
+}
+
+/// The words C's own types are made of.
+const TYPE_WORDS: &[&str] =
+    &["void", "_Bool", "char", "short", "int", "long", "float", "double", "signed", "unsigned"];
+
+/// Words that change nothing about how a value is passed.
+const IDLE_WORDS: &[&str] =
+    &["volatile", "restrict", "__restrict", "register", "extern", "static", "inline", "_Noreturn"];
+
+/// Says why a word of C is refused.
+fn reason(word: &str) -> Option<&'static str> {
+    Some(match word {
+        "union" => {
+            "a union is not passed by value here: libffi has no description of it; pass a pointer to it"
+        }
+        "_Complex" | "complex" => "a complex number is not passed by value here; pass a pointer to it",
+        "__int128" | "_BitInt" => "libffi has no integer of that size; pass a pointer to it",
+        "_Alignas" | "alignas" | "_Atomic" => {
+            "a type with an alignment of its own is not passed by value here; pass a pointer to it"
+        }
+        _ => return None,
+    })
+}
+
+/// Specifiers: what stands before the stars and the name.
+fn specifiers(input: &mut Input<'_, '_>) -> Parsed<Base> {
+    let at = here(input);
+    let (mut words, mut constant, mut target) = (Words::default(), false, None);
+    while let Some(next) = next_word(input) {
+        let at_word = here(input);
+        if next == "const" {
+            constant = true;
+        } else if let Some(known) =
+            TYPE_WORDS.iter().find(|known| **known == next || (next == "bool" && **known == "_Bool"))
+        {
+            if target.is_some() {
+                break;
+            }
+            words.seen.push(known);
+        } else if IDLE_WORDS.contains(&next) {
+        } else if target.is_some() || !words.seen.is_empty() {
+            if next == "_Complex" {
+                return Err(refused(at_word, reason(next).unwrap_or_default()));
+            }
+            break;
+        } else if next == "struct" || next == "union" || next == "enum" {
+            word(input);
+            target = Some(match next {
+                "struct" => structure(input, at_word)?,
+                "enum" => enumeration(input)?,
+                _ => match word(input) {
+                    Some(tag) if !takes(input, "{") => Target::Named(format!("union {tag}").into()),
+                    _ => return Err(refused(at_word, reason(next).unwrap_or_default())),
+                },
+            });
+            continue;
+        } else if let Some(why) = reason(next) {
+            return Err(refused(at_word, why));
+        } else if let Some(scalar) = Scalar::ALL.iter().find(|scalar| scalar.name() == next) {
+            target = Some(Target::Type(Type::Scalar(*scalar)));
+        } else if let Some(ty) = input.state.name(next) {
+            target = Some(Target::Type(ty.clone()));
+        } else {
+            return Err(refused(at_word, format!("there is no type `{next}`; declare it first")));
+        }
+        word(input);
+    }
+    let target = match target {
+        Some(target) => target,
+        None if words.seen.is_empty() => return Err(expected(here(input), "a type")),
+        None => Target::Type(
+            words
+                .scalar()
+                .ok_or_else(|| refused(at, format!("`{}` is no type of C", words.seen.join(" "))))?,
+        ),
+    };
+    Ok(Base { target, constant, at })
+}
+
+/// Attributes of compilers: `packed` and its like are refused, a calling convention is given back.
+fn attributes(input: &mut Input<'_, '_>) -> Parsed<Option<Abi>> {
+    let mut abi = None;
+    while next_word(input) == Some("__attribute__") {
+        word(input);
+        take(input, "(", "`((`")?;
+        take(input, "(", "`((`")?;
+        let at = here(input);
+        let name = word(input).unwrap_or_default();
+        match (name.trim_matches('_'), Abi::of_attribute(name)) {
+            (_, Some(found)) if found.is_supported() => abi = Some(found),
+            (_, Some(found)) => return Err(refused_type(at, &TypeError::UnsupportedAbi(found))),
+            ("packed", _) => {
+                return Err(refused(
+                    at,
+                    "a packed struct is not passed by value here: libffi lays fields out at their natural alignment; pass a pointer to it",
+                ));
+            }
+            ("aligned", _) => {
+                return Err(refused(
+                    at,
+                    "a type with an alignment of its own is not passed by value here; pass a pointer to it",
+                ));
+            }
+            _ => {
+                return Err(refused(
+                    at,
+                    format!(
+                        "the attribute `{name}` is not known; leave it out if it does not change how values are passed"
+                    ),
+                ));
+            }
+        }
+        take(input, ")", "`))`")?;
+        take(input, ")", "`))`")?;
+    }
+    Ok(abi)
+}
+
+/// What follows `struct`.
+fn structure(input: &mut Input<'_, '_>, at: usize) -> Parsed<Target> {
+    attributes(input)?;
+    let tag = word(input);
+    if !takes(input, "{") {
+        let Some(tag) = tag else { return Err(expected(here(input), "a tag or `{`")) };
+        return Ok(match input.state.structure(tag) {
+            Some(known) => Target::Type(Type::Struct(Arc::clone(known))),
+            None => Target::Named(format!("struct {tag}").into()),
+        });
+    }
+    let fields = deeper(input, fields)?;
+    attributes(input)?;
+    let ty = Struct::new(tag, fields).map_err(|error| refused_type(at, &error))?;
+    let ty = Arc::new(ty);
+    if let Some(tag) = tag {
+        if input.state.structure(tag).is_some_and(|known| *known != ty) {
+            return Err(refused(at, format!("`struct {tag}` has been declared already, with other fields")));
+        }
+        input.state.new.structs.insert(tag.into(), Arc::clone(&ty));
+    }
+    Ok(Target::Type(Type::Struct(ty)))
+}
+
+/// The fields of a struct, and the brace that ends them.
+fn fields(input: &mut Input<'_, '_>) -> Parsed<Vec<(Arc<str>, Type)>> {
+    let mut fields: Vec<(Arc<str>, Type)> = Vec::new();
+    while !takes(input, "}") {
+        let base = specifiers(input)?;
+        loop {
+            let (name, ty) = declarator(input, base.clone(), Place::Field)?;
+            let Some((name, at)) = name else { return Err(expected(here(input), "the name of a field")) };
+            if takes(input, ":") {
+                return Err(refused(
+                    at,
+                    format!(
+                        "`{name}` is a bit-field, and those are not passed by value here; pass a pointer to the struct"
+                    ),
+                ));
+            }
+            if fields.iter().any(|(known, _)| **known == *name) {
+                return Err(refused(at, format!("there are two fields `{name}`")));
+            }
+            fields.push((name.into(), ty));
+            if !takes(input, ",") {
+                break;
+            }
+        }
+        take(input, ";", "`;`")?;
+    }
+    Ok(fields)
+}
+
+/// What follows `enum`.
+fn enumeration(input: &mut Input<'_, '_>) -> Parsed<Target> {
+    let tag = word(input);
+    if takes(input, "{") {
+        let mut next = 0_i64;
+        while !takes(input, "}") {
+            let Some(name) = word(input) else { return Err(expected(here(input), "the name of a constant")) };
+            if takes(input, "=") {
+                let at = here(input);
+                let negative = takes(input, "-");
+                let value = number(input, "a number")?;
+                let value = i64::try_from(value).map_err(|_| refused(at, "the number is too large"))?;
+                next = if negative { -value } else { value };
+            }
+            // C has no larger ones in an `int`.
+            if i32::try_from(next).is_err() {
+                return Err(refused(here(input), format!("`{name}` does not fit an `int`")));
+            }
+            input.state.new.constants.insert(name.into(), next);
+            next += 1;
+            if !takes(input, ",") {
+                take(input, "}", "`,` or `}`")?;
+                break;
+            }
+        }
+    } else if tag.is_none() {
+        return Err(expected(here(input), "a tag or `{`"));
+    }
+    Ok(Target::Type(match tag {
+        Some(tag) => Type::Enum(tag.into()),
+        None => Type::Scalar(Scalar::Int),
+    }))
+}
+
+/// A name in a declarator, and where it stands.
+type Name<'i> = Option<(&'i str, usize)>;
+
+/// Specifiers and declarator.
+fn declared<'i>(input: &mut Input<'i, '_>, place: Place) -> Parsed<(Name<'i>, Type)> {
+    let base = specifiers(input)?;
+    declarator(input, base, place)
+}
+
+/// Stars, and what is `const` about them.
+fn pointers(input: &mut Input<'_, '_>, mut base: Base) -> Parsed<Base> {
+    let mut depth = 0;
+    loop {
+        let at = here(input);
+        if !takes(input, "*") {
+            return Ok(base);
+        }
+        depth += 1;
+        if depth > DEEPEST {
+            return Err(refused_type(at, &TypeError::TooDeep));
+        }
+        let pointer = match base.target {
+            Target::Type(ty) => ty.pointer_to(base.constant),
+            target => target.pointer(base.constant),
+        };
+        base = Base { target: Target::Type(pointer), constant: qualified(input), at: base.at };
+    }
+}
+
+/// Takes the qualifiers of a pointer; says whether `const` is one.
+fn qualified(input: &mut Input<'_, '_>) -> bool {
+    let mut constant = false;
+    while let Some(next) = next_word(input).filter(|next| *next == "const" || IDLE_WORDS.contains(next)) {
+        constant |= next == "const";
+        word(input);
+    }
+    constant
+}
+
+/// What stands behind the specifiers.
+fn declarator<'i>(input: &mut Input<'i, '_>, base: Base, place: Place) -> Parsed<(Name<'i>, Type)> {
+    let base = pointers(input, base)?;
+    if takes(input, "(") {
+        return deeper(input, |input| function_pointer(input, base));
+    }
+    let at = here(input);
+    let name = word(input).map(|name| (name, at));
+    let at_array = here(input);
+    let mut counts = Vec::new();
+    while takes(input, "[") {
+        if takes(input, "]") {
+            if place != Place::Parameter {
+                return Err(refused(
+                    at_array,
+                    "an array without a length is not passed by value; leave it out, or pass a pointer to the struct",
+                ));
+            }
+            counts.push(1);
+            continue;
+        }
+        let at = here(input);
+        let count = number(input, "the length of the array")?;
+        let count = usize::try_from(count).ok().filter(|count| *count <= LARGEST);
+        counts.push(count.ok_or_else(|| {
+            refused(at, "the array is too long to be passed by value; pass a pointer to it")
+        })?);
+        if counts.len() > DEEPEST {
+            return Err(refused_type(at, &TypeError::TooDeep));
+        }
+        take(input, "]", "`]`")?;
+    }
+    let (at_base, constant) = (base.at, base.constant);
+    if place == Place::Parameter && !counts.is_empty() {
+        // An array of a parameter is a pointer to its first element, whose own length counts no more.
+        if counts.len() > 1 {
+            return Err(refused(
+                at_array,
+                "a pointer to an array is not read; write it as a pointer to the element",
+            ));
+        }
+        return Ok((name, pointer_to_base(base)));
+    }
+    let mut ty = base.value()?;
+    for count in counts.into_iter().rev() {
+        ty = Type::Array(Arc::new(ty), count);
+        if ty.size() > LARGEST {
+            return Err(refused_type(at_array, &TypeError::TooLarge { size: ty.size() }));
+        }
+    }
+    if place == Place::Parameter && ty == Type::Void {
+        return Err(refused(at_base, "a parameter cannot be `void`; leave it out"));
+    }
+    let _ = constant; // of the parameter or field itself: the caller does not see it
+    // A typedef can be an array too.
+    Ok((name, if place == Place::Parameter { ty.as_parameter() } else { ty }))
+}
+
+fn pointer_to_base(base: Base) -> Type {
+    match base.target {
+        Target::Type(ty) => ty.pointer_to(base.constant),
+        target => target.pointer(base.constant),
+    }
+}
+
+/// What stands behind the `(` of `int (*name)(parameters)`.
+fn function_pointer<'i>(input: &mut Input<'i, '_>, result: Base) -> Parsed<(Name<'i>, Type)> {
+    let abi = attributes(input)?;
+    let at = here(input);
+    take(input, "*", "the `*` of a pointer to a function")?;
+    let mut outer = vec![qualified(input)];
+    while takes(input, "*") {
+        outer.push(qualified(input));
+        if outer.len() > DEEPEST {
+            return Err(refused_type(at, &TypeError::TooDeep));
+        }
+    }
+    let at_name = here(input);
+    let name = word(input).map(|name| (name, at_name));
+    take(input, ")", "`)`")?;
+    if takes(input, "[") {
+        return Err(refused(at, "a pointer to an array is not read; write it as a pointer to the element"));
+    }
+    take(input, "(", "the parameters of the function, in parentheses,")?;
+    let function = parameters(input, result, abi)?;
+    let mut ty = Target::Function(function).pointer(false);
+    for constant in &outer[..outer.len() - 1] {
+        ty = ty.pointer_to(*constant);
+    }
+    Ok((name, ty))
+}
+
+/// The parameters of a function and the parenthesis that ends them.
+fn parameters(input: &mut Input<'_, '_>, result: Base, abi: Option<Abi>) -> Parsed<Signature> {
+    let at = result.at;
+    let result = result.value()?;
+    let (mut types, mut fixed) = (Vec::new(), None);
+    if next_word(input) == Some("void") {
+        let start = input.checkpoint();
+        word(input);
+        if !takes(input, ")") {
+            input.reset(&start);
+            list(input, &mut types, &mut fixed)?;
+        }
+    } else if !takes(input, ")") {
+        list(input, &mut types, &mut fixed)?;
+    }
+    Signature::build(abi.unwrap_or_default(), result, types, fixed).map_err(|error| refused_type(at, &error))
+}
+
+fn list(input: &mut Input<'_, '_>, types: &mut Vec<Type>, fixed: &mut Option<usize>) -> Parsed<()> {
+    loop {
+        if takes(input, "...") {
+            if fixed.is_some() {
+                return Err(refused(here(input), "there is one `...` in a signature at most"));
+            }
+            *fixed = Some(types.len());
+        } else {
+            let at = here(input);
+            types.push(deeper(input, |input| declared(input, Place::Parameter))?.1);
+            if types.len() > super::types::MOST {
+                return Err(refused_type(at, &TypeError::TooManyParameters { count: types.len() }));
+            }
+        }
+        if takes(input, ")") {
+            return Ok(());
+        }
+        take(input, ",", "`,` or `)`")?;
+    }
+}
+
+/// A signature, with the name in it or where it would stand.
+fn signature(input: &mut Input<'_, '_>) -> Parsed<(Result<String, usize>, Signature)> {
+    let leading = attributes(input)?;
+    let base = specifiers(input)?;
+    let base = pointers(input, base)?;
+    let base = result_pointer(input, base)?;
+    let abi = attributes(input)?.or(leading);
+    let at = here(input);
+    let name = word(input).map(str::to_owned).ok_or(at);
+    take(input, "(", "the parameters in parentheses")?;
+    let signature = deeper(input, |input| parameters(input, base, abi))?;
+    let trailing = attributes(input)?;
+    takes(input, ";");
+    Ok((
+        name,
+        match trailing {
+            Some(abi) => Signature::build(
+                abi,
+                signature.result().clone(),
+                signature.parameters().to_vec(),
+                signature.variadic_from(),
+            )
+            .map_err(|error| refused_type(at, &error))?,
+            None => signature,
+        },
+    ))
+}
+
+/// A function that returns a pointer to a function, in the order in which it is printed: `void (*)(int) (int)`.
+fn result_pointer(input: &mut Input<'_, '_>, base: Base) -> Parsed<Base> {
+    let start = input.checkpoint();
+    let at = here(input);
+    let opens = takes(input, "(");
+    attributes(input)?;
+    let starred: Parsed<Option<char>> = opt(peek(any)).parse_next(input);
+    if !opens || !matches!(starred, Ok(Some('*'))) {
+        input.reset(&start);
+        return Ok(base);
+    }
+    input.reset(&start);
+    takes(input, "(");
+    let (name, ty) = deeper(input, |input| function_pointer(input, base))?;
+    match name {
+        None => Ok(Base { target: Target::Type(ty), constant: false, at }),
+        Some((_, at)) => Err(refused(
+            at,
+            "a function that returns a pointer to a function is written `result (*)(parameters) name(parameters)` here, or with a typedef",
+        )),
+    }
+}
+
+/// One declaration of a struct, an enumeration or a typedef.
+fn declaration(input: &mut Input<'_, '_>) -> Parsed<()> {
+    if takes(input, ";") {
+        return Ok(());
+    }
+    let typedef = next_word(input) == Some("typedef");
+    if typedef {
+        word(input);
+    }
+    let at = here(input);
+    let base = specifiers(input)?;
+    if typedef {
+        loop {
+            let (name, ty) = declarator(input, base.clone(), Place::Type)?;
+            let Some((name, at)) = name else { return Err(expected(here(input), "the name of the type")) };
+            let ty = ty.named(name);
+            if input.state.name(name).is_some_and(|known| *known != ty) {
+                return Err(refused(at, format!("`{name}` has been declared already, as another type")));
+            }
+            input.state.new.names.insert(name.into(), ty);
+            if !takes(input, ",") {
+                break;
+            }
+        }
+    } else if !matches!(base.target, Target::Type(Type::Struct(_) | Type::Enum(_)) | Target::Named(_))
+        && !matches!(base.target, Target::Type(Type::Scalar(Scalar::Int)))
+    {
+        return Err(expected(at, "a struct, an enumeration or a typedef"));
+    }
+    take(input, ";", "`;`")
+}
+
+impl Type {
+    /// A struct without a tag, once it has a name.
+    fn named(self, name: &str) -> Self {
+        match self {
+            Self::Struct(ty) if ty.tag.is_none() => {
+                Self::Struct(Arc::new(Struct { tag: Some(name.into()), ..Struct::clone(&ty) }))
+            }
+            ty => ty,
+        }
+    }
+}
+
+impl Signature {
+    /// Parses a signature with C's own names: `"int (const char*, ...)"`. See [`Types`] for names of yours.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong with the text, and where.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use reentry::dynamic::Signature;
+    ///
+    /// let signature = Signature::parse("int (const char *format, ...)")?;
+    /// assert!(signature.is_variadic());
+    /// assert_eq!(signature.to_string(), "int (const char*, ...)");
+    /// # Ok::<(), reentry::dynamic::SignatureError>(())
+    /// ```
+    pub fn parse(text: &str) -> Result<Self, SignatureError> {
+        Types::new().signature(text)
+    }
+}
+
+impl core::str::FromStr for Signature {
+    type Err = SignatureError;
+
+    fn from_str(text: &str) -> Result<Self, SignatureError> {
+        Self::parse(text)
+    }
+}
+
+/// C's way to write the signature, without a name. Parsing it gives the signature again.
+impl fmt::Display for Signature {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.declare(f, "")
+    }
+}
