@@ -81,7 +81,8 @@ fn dynamic(c: &mut Criterion) {
             call.value(black_box(1)).expect("an `int`");
             call.value(black_box(2)).expect("an `int`");
             // SAFETY: the signature is the function's.
-            unsafe { call.run() }.expect("two arguments").result().as_i64()
+            let Value::I32(sum) = unsafe { call.run() }.expect("two arguments").result() else { return 0 };
+            sum
         });
     });
     group.bench_function("typed_add", |b| {
@@ -147,8 +148,8 @@ fn dynamic(c: &mut Criterion) {
     unsafe { libffi::low::closure_free(stub) };
     let signature = Signature::parse("int (int)").expect("a signature");
     let closure = Closure::new(&world, &signature, |_, call| {
-        let Some(x) = call.argument(0).as_i64() else { return Ok(()) };
-        call.returns(x + 1).expect("it fits");
+        let Value::I32(x) = call.argument(0) else { return Ok(()) };
+        call.returns(x + 1).expect("an `int`");
         Ok(())
     });
     let closure = closure.expect("executable memory");

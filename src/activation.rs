@@ -30,6 +30,10 @@ use core::ops::Range;
 use core::panic::Location;
 use core::ptr;
 use core::sync::atomic::{AtomicUsize, Ordering};
+#[cfg(feature = "libffi")]
+use core::{any::Any, ptr::NonNull};
+#[cfg(feature = "libffi")]
+use std::sync::Arc;
 
 /// The record of one activation that is not running.
 #[repr(C, align(64))]
@@ -68,9 +72,33 @@ pub(crate) struct ForeignFrame {
     machine: Cell<Saved>,
     /// The policy of the upcall function that runs in this activation, if it has one of its own.
     own_policy: Cell<Option<ErrorPolicy>>,
+    /// Where a call with a run-time signature puts its arguments, and its result.
+    #[cfg(feature = "libffi")]
+    scratch: UnsafeCell<Scratch>,
     /// A function of the record's address, written once: the last word, so that what runs into the record from below or fills it is noticed. See `chain.rs`.
     pub(crate) canary: Cell<usize>,
 }
+
+/// Words that a call with a run-time signature needs, and no other. In the record and not in the guard: a guard is moved, and what is moved is copied.
+#[cfg(feature = "libffi")]
+#[repr(C, align(16))]
+pub(crate) struct Scratch {
+    pub(crate) arguments: arch::ArgumentRegisters,
+    pub(crate) result: MaybeUninit<[u64; RESULT_WORDS]>,
+    /// What the rare call needs, in its memory; of the last that needed it. What stands for `...`:
+    pub(crate) extras: Option<NonNull<()>>,
+    /// Arguments for which the words are too few.
+    pub(crate) block: Option<NonNull<u64>>,
+    /// A result for which the words are too few.
+    pub(crate) large_result: Option<NonNull<u64>>,
+    /// The signature of the last call that had to name the types of what stands for `...`, and its arguments.
+    pub(crate) named: Option<Arc<dyn Any + Send + Sync>>,
+    pub(crate) named_block: Option<NonNull<u64>>,
+}
+
+/// The words of a result that a record has room for.
+#[cfg(feature = "libffi")]
+pub(crate) const RESULT_WORDS: usize = 8;
 
 /// What a foreign call asks for that most do not.
 ///
@@ -187,6 +215,16 @@ impl ForeignFrame {
             set_aside: Cell::new(ptr::null()),
             machine: Cell::new(Saved::NOTHING),
             own_policy: Cell::new(None),
+            #[cfg(feature = "libffi")]
+            scratch: UnsafeCell::new(Scratch {
+                arguments: arch::ArgumentRegisters(MaybeUninit::uninit()),
+                result: MaybeUninit::uninit(),
+                extras: None,
+                block: None,
+                large_result: None,
+                named: None,
+                named_block: None,
+            }),
             canary: Cell::new(0),
         }
     }
@@ -357,6 +395,12 @@ impl ForeignFrame {
     /// The register words, for `arch::call_with_registers`.
     pub(crate) fn registers(&self) -> *mut usize {
         self.registers.get().cast()
+    }
+
+    /// The words of the one call with a run-time signature that the activation can be preparing, or making.
+    #[cfg(feature = "libffi")]
+    pub(crate) fn scratch(&self) -> *mut Scratch {
+        self.scratch.get()
     }
 
     /// The call's argument memory, from its own thread while managed.

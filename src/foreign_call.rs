@@ -160,7 +160,7 @@ impl<'m, V: StackScanner> ForeignCall<'m, V> {
         }
     }
 
-    pub(crate) fn arena(&mut self) -> &'m Bump {
+    fn arena(&mut self) -> &'m Bump {
         self.unfinished = true;
         self.frame.arena()
     }
@@ -429,6 +429,21 @@ impl<'m, V: StackScanner> ForeignCall<'m, V> {
     #[inline(always)]
     pub fn check<T: ForeignValue + ?Sized>(&mut self, value: &T) {
         self.passed.note(value);
+    }
+
+    /// The record of the call's activation.
+    #[cfg(feature = "libffi")]
+    #[inline(always)]
+    pub(crate) fn frame(&self) -> &'m ForeignFrame {
+        self.frame
+    }
+
+    /// The same, for who may use call memory.
+    #[cfg(feature = "libffi")]
+    #[inline(always)]
+    pub(crate) fn frame_with_memory(&mut self) -> &'m ForeignFrame {
+        self.unfinished = true;
+        self.frame
     }
 
     /// Checked mode: notes an address that is passed as an argument.

@@ -535,13 +535,23 @@ where
 #[derive(Clone, Copy)]
 struct Dynamic<const POLICY: u8>;
 
+/// The policies of such a closure: none of its own, and one for each of [`ErrorPolicy`].
+#[cfg(feature = "libffi")]
+pub(crate) const NO_POLICY: u8 = 0;
+#[cfg(feature = "libffi")]
+pub(crate) const CARRY: u8 = 1;
+#[cfg(feature = "libffi")]
+pub(crate) const ABORT: u8 = 2;
+#[cfg(feature = "libffi")]
+pub(crate) const FALLBACK: u8 = 3;
+
 #[cfg(feature = "libffi")]
 impl<const POLICY: u8> Conduct for Dynamic<POLICY> {
     const POLICY: Option<ErrorPolicy> = match POLICY {
-        0 => None,
-        1 => Some(ErrorPolicy::Carry),
-        2 => Some(ErrorPolicy::Abort),
-        _ => Some(ErrorPolicy::Fallback),
+        CARRY => Some(ErrorPolicy::Carry),
+        ABORT => Some(ErrorPolicy::Abort),
+        FALLBACK => Some(ErrorPolicy::Fallback),
+        _ => None,
     };
     const EXCEPTIONS: Exceptions = Exceptions::Stop;
 }
@@ -551,32 +561,15 @@ impl<const POLICY: u8> Conduct for Dynamic<POLICY> {
 /// `record` is that mutator if it is the thread's only one, else null. `fallback` gives C what it gets for an error.
 #[cfg(feature = "libffi")]
 #[inline(always)]
-pub(crate) fn enter_dynamic<V: StackScanner>(
+pub(crate) fn enter_dynamic<V: StackScanner, const POLICY: u8>(
     record: *const crate::thread::Record<V>,
     world: &std::sync::Weak<Shared<V>>,
-    policy: Option<ErrorPolicy>,
     body: impl FnOnce(&mut Mutator<V>) -> Result<(), V::Exception>,
     fallback: impl Fn() + Copy,
 ) {
-    match policy {
-        None => enter_with(record, world, Dynamic::<0>, body, fallback),
-        Some(ErrorPolicy::Carry) => enter_with(record, world, Dynamic::<1>, body, fallback),
-        Some(ErrorPolicy::Abort) => enter_with(record, world, Dynamic::<2>, body, fallback),
-        Some(ErrorPolicy::Fallback) => enter_with(record, world, Dynamic::<3>, body, fallback),
-    }
-}
-
-#[cfg(feature = "libffi")]
-#[inline(always)]
-fn enter_with<V: StackScanner, C: Conduct>(
-    record: *const crate::thread::Record<V>,
-    world: &std::sync::Weak<Shared<V>>,
-    conduct: C,
-    body: impl FnOnce(&mut Mutator<V>) -> Result<(), V::Exception>,
-    fallback: impl Fn() + Copy,
-) {
+    let policy = Dynamic::<POLICY>::POLICY;
     let mut body = Once::new(move |mutator: &mut Mutator<V>| {
-        let outcome = match C::POLICY {
+        let outcome = match policy {
             None => body(mutator),
             policy => {
                 let frame = mutator.running();
@@ -585,14 +578,14 @@ fn enter_with<V: StackScanner, C: Conduct>(
             }
         };
         if let Err(exception) = outcome {
-            throw(mutator, C::POLICY, exception);
+            throw(mutator, policy, exception);
             fallback();
         }
     });
     // SAFETY: null, or this thread's attached record of this world.
     match unsafe { record.as_ref() } {
-        Some(record) => cross_in(record, conduct, &mut body, fallback),
-        None => enter_somewhere(world, conduct, &mut body, fallback),
+        Some(record) => cross_in(record, Dynamic::<POLICY>, &mut body, fallback),
+        None => enter_somewhere(world, Dynamic::<POLICY>, &mut body, fallback),
     }
 }
 

@@ -25,7 +25,7 @@ use core::ops::Range;
 #[cfg(feature = "libffi")]
 #[derive(Clone, Copy)]
 #[repr(C, align(16))]
-pub(crate) struct ArgumentRegisters(pub(crate) [core::mem::MaybeUninit<u64>; ARGUMENT_REGISTERS]);
+pub(crate) struct ArgumentRegisters(pub(crate) core::mem::MaybeUninit<[u64; ARGUMENT_REGISTERS]>);
 
 /// The words of [`ArgumentRegisters`].
 #[cfg(feature = "libffi")]

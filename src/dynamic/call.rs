@@ -16,6 +16,7 @@ use super::library::Function;
 use super::signature::{Parameter, Path, Prepared, Signature};
 use super::types::{Kind, Type};
 use super::value::{Value, ValueError};
+use crate::activation::{ForeignFrame, RESULT_WORDS, Scratch};
 use crate::arch::{
     ARGUMENT_REGISTERS, ArgumentRegisters, FIRST_FLOAT, FLOAT_REGISTERS, INTEGER_REGISTERS,
     call_loading_integers, call_loading_registers,
@@ -136,24 +137,10 @@ impl<'m, V: StackScanner> ForeignCall<'m, V> {
     /// What has been declared and chosen before stays: roots and pins, [`on_error`](Self::on_error), [`without_upcalls`](Self::without_upcalls) and their like.
     #[inline(always)]
     pub fn dynamic(self, function: &'m Function) -> Call<'m, V> {
-        Call {
-            guard: self,
-            function,
-            prepared: function.signature.prepared(),
-            count: 0,
-            extras: None,
-            block: None,
-            words: ArgumentRegisters([MaybeUninit::uninit(); ARGUMENT_REGISTERS]),
-            result: ResultWords([MaybeUninit::uninit(); RESULT_WORDS]),
-            large_result: None,
-            has_run: false,
-            named: None,
-        }
+        let prepared = function.signature.prepared();
+        Call { guard: self, function, prepared, count: 0, side: Side::Stale, has_run: false, word: 0 }
     }
 }
-
-/// The words of a result that fit into the call; a larger one goes to call memory.
-const RESULT_WORDS: usize = 8;
 
 /// How many arguments can stand for `...` in a call that does not name their types.
 const MOST_EXTRAS: usize = 64;
@@ -206,29 +193,26 @@ pub struct Call<'m, V: StackScanner> {
     prepared: &'m Prepared,
     /// How many arguments have been given.
     count: usize,
-    /// What stands for `...`, where the signature does not name its types: call memory.
-    extras: Option<NonNull<Extras>>,
-    /// The arguments, where `words` does not hold them: call memory, of so many words and an address for each argument.
-    block: Option<NonNull<u64>>,
-    words: ArgumentRegisters,
-    /// What the last run gave: a scalar as a word in the first, or the bytes of a struct.
-    result: ResultWords,
-    /// The bytes of a struct that does not fit there: call memory.
-    large_result: Option<NonNull<u64>>,
+    side: Side,
     has_run: bool,
-    /// The signature with the types of the last run's `...`, where the function's does not name them and libffi needs them.
-    named: Option<Signature>,
+    /// What the last run gave, if it is a scalar.
+    word: u64,
 }
 
-#[repr(align(16))]
-struct ResultWords([MaybeUninit<u64>; RESULT_WORDS]);
+/// Whether the pointers in the record's scratch are this call's, or what an older one has left there.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Side {
+    Stale,
+    Ours,
+}
 
-/// What stands for `...` in one call: kinds and words.
+/// What stands for `...` in one call: kinds and words. In call memory.
 struct Extras {
     count: usize,
     values: [(Kind, u64); MOST_EXTRAS],
 }
 
+// The cold halves take what they need, and not the call: one whose address nobody has stays in registers from its first argument to its result.
 impl<'m, V: StackScanner> Call<'m, V> {
     /// The next parameter.
     #[inline(always)]
@@ -236,31 +220,21 @@ impl<'m, V: StackScanner> Call<'m, V> {
         self.prepared.parameters.get(self.count).copied()
     }
 
+    /// The record's scratch, for a cold half.
+    #[inline(always)]
+    fn cold(&mut self) -> Cold<'m> {
+        let side = core::mem::replace(&mut self.side, Side::Ours);
+        Cold::new(self.guard.frame_with_memory(), side)
+    }
+
     /// Where the arguments lie.
     #[inline(always)]
-    fn base(&mut self) -> *mut u64 {
+    fn words(&mut self) -> *mut u64 {
         if self.prepared.words <= ARGUMENT_REGISTERS {
-            self.words.0.as_mut_ptr().cast()
+            arguments(self.guard.frame())
         } else {
-            self.base_slow()
+            self.cold().block(self.prepared)
         }
-    }
-
-    #[cold]
-    #[inline(never)]
-    fn base_slow(&mut self) -> *mut u64 {
-        let prepared = self.prepared;
-        let guard = &mut self.guard;
-        self.block.get_or_insert_with(|| words_in(guard, prepared.words + prepared.parameters.len())).as_ptr()
-    }
-
-    /// Writes the word of the next argument, a scalar.
-    #[inline(always)]
-    fn put(&mut self, parameter: Parameter, word: u64) {
-        let base = self.base();
-        // SAFETY: there are as many words as the signature needs, and this one is the argument's own.
-        unsafe { base.add(parameter.word.into()).write(in_memory(parameter.kind, word)) };
-        self.count += 1;
     }
 
     /// Passes a value: a number, a truth value, a pointer, or the bytes of a struct.
@@ -272,76 +246,38 @@ impl<'m, V: StackScanner> Call<'m, V> {
     ///
     /// If it is not of the parameter's type, or no parameter is left. The call expects the argument still.
     #[inline(always)]
-    pub fn value<'v>(&mut self, value: impl Into<Value<'v>>) -> Result<(), CallError> {
-        let value = value.into();
-        if let Some(parameter) = self.next()
-            && let Some(word) = value.word(parameter.kind)
-        {
-            self.note(value);
-            self.put(parameter, word);
-            return Ok(());
-        }
-        self.value_slow(value)
-    }
-
-    /// Checked mode: the address in a pointer is looked at when the call runs.
-    #[inline(always)]
-    fn note(&mut self, value: Value<'_>) {
-        if let Value::Pointer(pointer) = value {
+    pub fn value<'v>(&mut self, value: impl Into<Value<'v>> + Copy) -> Result<(), CallError> {
+        if let Value::Pointer(pointer) = value.into() {
             self.guard.note_argument(pointer.addr(), self.count);
         }
-    }
-
-    #[inline(never)]
-    fn value_slow(&mut self, value: Value<'_>) -> Result<(), CallError> {
-        let Some(parameter) = self.next() else { return self.extra(value) };
-        let ty = &self.function.signature.parameters()[self.count];
-        match value {
-            Value::Bytes(bytes)
-                if matches!(parameter.kind, Kind::Struct | Kind::LongDouble) && bytes.len() == ty.size() =>
-            {
-                let to = self.base().wrapping_add(parameter.word.into()).cast::<u8>();
-                // SAFETY: the argument's own words, which hold so many bytes.
-                unsafe { ptr::copy_nonoverlapping(bytes.as_ptr(), to, bytes.len()) };
-                self.count += 1;
-                Ok(())
+        match self.next() {
+            Some(parameter) if self.prepared.words <= ARGUMENT_REGISTERS => {
+                if let Some(word) = value.into().exact_word(parameter.kind) {
+                    // SAFETY: there are as many words as the signature needs, and this one is the argument's own.
+                    unsafe {
+                        arguments(self.guard.frame())
+                            .add(parameter.word.into())
+                            .write(in_memory(parameter.kind, word))
+                    };
+                    self.count += 1;
+                    return Ok(());
+                }
             }
-            _ => Err(self.wrong_type(ValueError::new(ty, value))),
+            _ => {}
         }
-    }
-
-    /// Takes a value for which no parameter is left.
-    #[cold]
-    #[inline(never)]
-    fn extra(&mut self, value: Value<'_>) -> Result<(), CallError> {
-        let signature = &self.function.signature;
-        // A signature that names the types of its `...` takes those and no more.
-        if signature.variadic_from() != Some(signature.parameters().len()) {
+        if let Value::Bytes(bytes) = value.into()
+            && let Some(parameter) = self.next()
+            && self.prepared.words <= ARGUMENT_REGISTERS
+            && parameter.takes(bytes)
+        {
+            let to = arguments(self.guard.frame()).wrapping_add(parameter.word.into());
+            // SAFETY: the argument's own words, which hold so many bytes.
+            unsafe { ptr::copy_nonoverlapping(bytes.as_ptr(), to.cast::<u8>(), bytes.len()) };
             self.count += 1;
-            let wrong = self.wrong_count();
-            self.count -= 1;
-            return Err(wrong);
+            return Ok(());
         }
-        let (function, index) = (Arc::clone(&self.function.name), self.count);
-        let refuse = |reason: String| Err(CallError::Variadic { function, index, reason });
-        let kind = value.variadic_kind();
-        let Some((kind, word)) = kind.and_then(|kind| Some((kind, value.word(kind)?))) else {
-            return refuse(format!("{value} has no C type of its own"));
-        };
-        let guard = &mut self.guard;
-        let mut extras = *self.extras.get_or_insert_with(|| {
-            NonNull::from(
-                guard.arena().alloc_with(|| Extras { count: 0, values: [(Kind::Void, 0); MOST_EXTRAS] }),
-            )
-        });
-        // SAFETY: call memory, which nobody else uses.
-        let extras = unsafe { extras.as_mut() };
-        let Some(place) = extras.values.get_mut(extras.count) else {
-            return refuse(format!("{MOST_EXTRAS} have been passed"));
-        };
-        *place = (kind, word);
-        extras.count += 1;
-        self.note(value);
+        // What was given is handed on, and not the enum made of it: that would be built in memory for every argument.
+        self.cold().pass(self.function, self.count, value)?;
         self.count += 1;
         Ok(())
     }
@@ -354,7 +290,7 @@ impl<'m, V: StackScanner> Call<'m, V> {
     pub fn copy<T: Copy + ForeignValue>(&mut self, value: T) -> Result<Argument<'m, T>, CallError> {
         self.due("the address of a copy")?;
         let argument = self.guard.copy(value);
-        self.pass(argument.as_ptr().cast());
+        self.pass(argument.as_ptr().cast())?;
         Ok(argument)
     }
 
@@ -369,7 +305,7 @@ impl<'m, V: StackScanner> Call<'m, V> {
     ) -> Result<Argument<'m, [T]>, CallError> {
         self.due("the address of a copy")?;
         let argument = self.guard.copy_slice(values);
-        self.pass(argument.as_ptr().cast());
+        self.pass(argument.as_ptr().cast())?;
         Ok(argument)
     }
 
@@ -385,7 +321,7 @@ impl<'m, V: StackScanner> Call<'m, V> {
             index: self.count,
             error,
         })?;
-        self.pass(argument.as_ptr().cast());
+        self.pass(argument.as_ptr().cast())?;
         Ok(argument)
     }
 
@@ -397,8 +333,7 @@ impl<'m, V: StackScanner> Call<'m, V> {
     pub fn keep_alive<T>(&mut self, values: &'m [T]) -> Result<(), CallError> {
         self.due("the address of memory")?;
         self.guard.keep_alive(values);
-        self.pass(values.as_ptr().cast_mut().cast());
-        Ok(())
+        self.pass(values.as_ptr().cast_mut().cast())
     }
 
     /// Passes a heap object, as `plan` says, and gives back what C gets: the address of a slot, or that of the object's bytes.
@@ -413,7 +348,7 @@ impl<'m, V: StackScanner> Call<'m, V> {
             index: self.count,
             error,
         })?;
-        self.pass(pointer);
+        self.pass(pointer)?;
         Ok(pointer)
     }
 
@@ -424,16 +359,13 @@ impl<'m, V: StackScanner> Call<'m, V> {
             Plan::RootUntilFirstUpcall => {
                 return guard.root_until_first_upcall(reference).map(|slot| slot.as_ptr().cast());
             }
-            _ => {}
+            Plan::Pin => drop(guard.pin(reference)?),
+            Plan::TransitivePin => drop(guard.pin_transitively(reference)?),
+            Plan::PinUntilFirstUpcall => drop(guard.pin_until_first_upcall(reference)?),
         }
-        // Before it is pinned: an argument that is refused leaves nothing behind.
-        let bytes = guard.vm().bytes(reference).ok_or(ArgumentError::NoBytes);
-        match plan {
-            Plan::TransitivePin => guard.pin_transitively(reference).map(drop)?,
-            Plan::PinUntilFirstUpcall => guard.pin_until_first_upcall(reference).map(drop)?,
-            _ => guard.pin(reference).map(drop)?,
-        }
-        Ok(bytes?.as_ptr().cast())
+        // Only of what the VM has admitted.
+        let bytes = guard.vm().bytes(reference).ok_or(ArgumentError::NoBytes)?;
+        Ok(bytes.as_ptr().cast())
     }
 
     /// Passes a closure's code: C can call it until the closure is dropped, and this call borrows it.
@@ -454,8 +386,7 @@ impl<'m, V: StackScanner> Call<'m, V> {
             });
         }
         self.guard.keep_alive(closure);
-        self.pass(closure.code().cast_mut());
-        Ok(())
+        self.pass(closure.code().cast_mut())
     }
 
     /// Refuses an address where none is due.
@@ -468,52 +399,22 @@ impl<'m, V: StackScanner> Call<'m, V> {
             Some(parameter) if parameter.kind == Kind::Pointer => Ok(()),
             Some(_) => {
                 let expected = self.function.signature.parameters()[self.count].clone();
-                Err(self.wrong_type(ValueError { expected, came: what.to_owned() }))
+                Err(wrong_type(self.function, self.count, ValueError { expected, came: what.to_owned() }))
             }
-            None if self.function.signature.variadic_from() == Some(self.prepared.parameters.len()) => Ok(()),
-            None => Err(CallError::WrongCount {
-                function: Arc::clone(&self.function.name),
-                expected: self.prepared.parameters.len(),
-                or_more: false,
-                came: self.count + 1,
-                signature: self.function.signature.clone(),
-            }),
+            None if self.function.signature.takes_more() => Ok(()),
+            None => Err(wrong_count(self.function, self.count + 1)),
         }
     }
 
     /// Passes an address that [`due`](Self::due) has let through.
-    fn pass(&mut self, address: *mut c_void) {
-        let passed = match self.next() {
-            Some(parameter) => {
-                self.put(parameter, address.expose_provenance() as u64);
-                Ok(())
-            }
-            None => self.extra(Value::Pointer(address)),
-        };
-        debug_assert_eq!(passed, Ok(()), "it was due");
-    }
-
-    #[cold]
-    #[inline(never)]
-    fn wrong_type(&self, error: ValueError) -> CallError {
-        CallError::WrongType {
-            function: Arc::clone(&self.function.name),
-            index: self.count,
-            error,
-            signature: self.function.signature.clone(),
-        }
-    }
-
-    #[cold]
-    #[inline(never)]
-    fn wrong_count(&self) -> CallError {
-        CallError::WrongCount {
-            function: Arc::clone(&self.function.name),
-            expected: self.prepared.parameters.len(),
-            or_more: self.function.signature.variadic_from() == Some(self.prepared.parameters.len()),
-            came: self.count,
-            signature: self.function.signature.clone(),
-        }
+    ///
+    /// # Errors
+    ///
+    /// If too many stand for `...`.
+    fn pass(&mut self, address: *mut c_void) -> Result<(), CallError> {
+        self.cold().pass(self.function, self.count, Value::Pointer(address))?;
+        self.count += 1;
+        Ok(())
     }
 
     /// Makes the call: [`ForeignCall::run`] with the arguments given. Read what it gives with [`result`](Self::result).
@@ -525,7 +426,7 @@ impl<'m, V: StackScanner> Call<'m, V> {
     ///
     /// # Errors
     ///
-    /// [`CallError::WrongCount`], if arguments are missing. Nothing has been called.
+    /// [`CallError::WrongCount`], if arguments are missing. Nothing has been called, and the call expects its first argument.
     ///
     /// # Panics
     ///
@@ -533,7 +434,8 @@ impl<'m, V: StackScanner> Call<'m, V> {
     #[inline(always)]
     #[track_caller]
     pub unsafe fn run(&mut self) -> Result<&Self, CallError> {
-        let target = self.begin()?;
+        let prepared = self.begin()?;
+        let target = self.target(prepared);
         // SAFETY: promised by the caller.
         let word = self.guard.run(|| unsafe { target.call() });
         Ok(self.end(word))
@@ -555,7 +457,8 @@ impl<'m, V: StackScanner> Call<'m, V> {
     #[inline(always)]
     #[track_caller]
     pub unsafe fn try_run(&mut self) -> Result<Result<&Self, V::Exception>, CallError> {
-        let target = self.begin()?;
+        let prepared = self.begin()?;
+        let target = self.target(prepared);
         // SAFETY: promised by the caller.
         match self.guard.try_run(|| unsafe { target.call() }) {
             Ok(word) => Ok(Ok(self.end(word))),
@@ -579,7 +482,8 @@ impl<'m, V: StackScanner> Call<'m, V> {
     #[inline(always)]
     #[track_caller]
     pub unsafe fn run_with_errno(&mut self) -> Result<(&Self, Errno), CallError> {
-        let target = self.begin()?;
+        let prepared = self.begin()?;
+        let target = self.target(prepared);
         // SAFETY: promised by the caller.
         let (word, errno) = self.guard.run_with_errno(|| unsafe { target.call() });
         Ok((self.end(word), errno))
@@ -594,73 +498,254 @@ impl<'m, V: StackScanner> Call<'m, V> {
             return Value::Void;
         }
         if matches!(kind, Kind::Struct | Kind::LongDouble) {
-            return self.bytes_of_result();
+            let start = ptr::with_exposed_provenance::<u8>(self.word as usize);
+            let size = self.prepared.result_size;
+            // SAFETY: libffi has written so many bytes there: the call has run, and a struct comes through libffi.
+            return Value::Bytes(unsafe { core::slice::from_raw_parts(start, size) });
         }
-        // SAFETY: the run has written it: `end`, or libffi.
-        Value::of_word(kind, unsafe { self.result.0[0].assume_init() })
+        Value::of_word(kind, self.word)
     }
 
-    /// Makes ready for a run, and forgets the arguments.
+    /// Makes ready for a run, and forgets the arguments. Gives the signature in force.
+    ///
+    /// # Errors
+    ///
+    /// If arguments are missing.
     #[inline(always)]
-    fn begin(&mut self) -> Result<Target, CallError> {
-        if self.count != self.prepared.parameters.len() {
-            return self.begin_slow();
+    fn begin(&mut self) -> Result<*const Prepared, CallError> {
+        let count = core::mem::take(&mut self.count);
+        if count == self.prepared.parameters.len() {
+            return Ok(self.prepared);
         }
-        self.count = 0;
-        let (prepared, function) = (self.prepared, self.function.address);
-        let words = self.base();
-        let result = if prepared.path == Path::Libffi { self.place_of_result() } else { ptr::null_mut() };
-        Ok(Target { prepared, function, path: prepared.path, words, result })
+        self.cold().extras(self.function, count)
     }
 
-    /// [`begin`](Self::begin) with more or fewer arguments than the signature names.
+    /// What is to be called, as plain addresses: words only, which are copied in one piece each.
+    #[inline(always)]
+    fn target(&mut self, prepared: *const Prepared) -> Target {
+        let named = !ptr::eq(prepared, self.prepared);
+        let words = if named { self.cold().named_block() } else { self.words() };
+        let way = match self.prepared.path {
+            _ if named => Target::LIBFFI,
+            Path::Integers => Target::INTEGERS,
+            Path::Registers => Target::REGISTERS,
+            Path::Libffi => Target::LIBFFI,
+        };
+        let result = if way != Target::LIBFFI {
+            ptr::null_mut()
+        } else if self.prepared.result_words <= RESULT_WORDS {
+            place_of_result(self.guard.frame())
+        } else {
+            self.cold().large_result(self.prepared)
+        };
+        Target { prepared, function: self.function.address, way, words, result }
+    }
+
+    #[inline(always)]
+    fn end(&mut self, word: u64) -> &Self {
+        self.word = word;
+        self.has_run = true;
+        self
+    }
+}
+
+/// The words for arguments in a record.
+#[inline(always)]
+fn arguments(frame: &ForeignFrame) -> *mut u64 {
+    // SAFETY: a field of the record's own scratch.
+    unsafe { (&raw mut (*frame.scratch()).arguments).cast() }
+}
+
+/// The words for a result in a record.
+#[inline(always)]
+fn place_of_result(frame: &ForeignFrame) -> *mut u64 {
+    // SAFETY: a field of the record's own scratch.
+    unsafe { (&raw mut (*frame.scratch()).result).cast() }
+}
+
+/// A record of a call whose cold half runs: its scratch is this call's.
+struct Cold<'m> {
+    frame: &'m ForeignFrame,
+}
+
+impl<'m> Cold<'m> {
+    #[inline(always)]
+    fn new(frame: &'m ForeignFrame, side: Side) -> Self {
+        let cold = Self { frame };
+        if side == Side::Stale {
+            let scratch = cold.scratch();
+            (scratch.extras, scratch.block, scratch.large_result) = (None, None, None);
+        }
+        cold
+    }
+
+    fn scratch(&self) -> &mut Scratch {
+        // SAFETY: one call at most uses an activation's scratch, on its own thread, and what this gives is used within one method.
+        unsafe { &mut *self.frame.scratch() }
+    }
+
+    /// Words of call memory, aligned for everything that travels in them.
+    fn memory(&self, words: usize) -> NonNull<u64> {
+        let memory = self.frame.arena().alloc_slice_fill_with(words.div_ceil(2), |_| Aligned([0; 2]));
+        NonNull::from(memory).cast()
+    }
+
+    /// Call memory for the arguments of a signature, and behind them for the address of each.
     #[cold]
     #[inline(never)]
-    fn begin_slow(&mut self) -> Result<Target, CallError> {
-        let Some(extras) = self.extras.filter(|_| self.count > self.prepared.parameters.len()) else {
-            return Err(self.wrong_count());
+    fn block(&self, prepared: &Prepared) -> *mut u64 {
+        if let Some(block) = self.scratch().block {
+            return block.as_ptr();
+        }
+        let block = self.memory(prepared.words + prepared.parameters.len());
+        self.scratch().block = Some(block);
+        block.as_ptr()
+    }
+
+    /// The arguments of the signature that [`extras`](Self::extras) has given.
+    fn named_block(&self) -> *mut u64 {
+        self.scratch().named_block.map_or(ptr::null_mut(), NonNull::as_ptr)
+    }
+
+    /// Call memory for a result that the record has no room for.
+    #[cold]
+    #[inline(never)]
+    fn large_result(&self, prepared: &Prepared) -> *mut u64 {
+        if let Some(large) = self.scratch().large_result {
+            return large.as_ptr();
+        }
+        let large = self.memory(prepared.result_words);
+        self.scratch().large_result = Some(large);
+        large.as_ptr()
+    }
+
+    /// Passes the argument `index`.
+    ///
+    /// # Errors
+    ///
+    /// If it is not of the parameter's type, or no parameter is left.
+    #[inline(never)]
+    fn pass<'v>(
+        &self,
+        function: &Function,
+        index: usize,
+        value: impl Into<Value<'v>>,
+    ) -> Result<(), CallError> {
+        let (value, prepared) = (value.into(), function.signature.prepared());
+        let Some(parameter) = prepared.parameters.get(index) else {
+            return self.pass_extra(function, index, value);
         };
+        let words =
+            if prepared.words <= ARGUMENT_REGISTERS { arguments(self.frame) } else { self.block(prepared) };
+        let to = words.wrapping_add(parameter.word.into());
+        if let Some(word) = value.word(parameter.kind) {
+            // SAFETY: the argument's own word.
+            unsafe { to.write(in_memory(parameter.kind, word)) };
+            return Ok(());
+        }
+        let ty = &function.signature.parameters()[index];
+        match value {
+            Value::Bytes(bytes) if parameter.takes(bytes) => {
+                // SAFETY: the argument's own words, which hold so many bytes.
+                unsafe { ptr::copy_nonoverlapping(bytes.as_ptr(), to.cast::<u8>(), bytes.len()) };
+                Ok(())
+            }
+            _ => Err(wrong_type(function, index, ValueError::new(ty, value))),
+        }
+    }
+
+    /// Takes a value for which no parameter is left.
+    ///
+    /// # Errors
+    ///
+    /// If it cannot stand for `...`.
+    #[cold]
+    fn pass_extra(&self, function: &Function, index: usize, value: Value<'_>) -> Result<(), CallError> {
+        if !function.signature.takes_more() {
+            return Err(wrong_count(function, index + 1));
+        }
+        let refuse =
+            |reason: String| Err(CallError::Variadic { function: Arc::clone(&function.name), index, reason });
+        let kind = value.variadic_kind();
+        let Some((kind, word)) = kind.and_then(|kind| Some((kind, value.word(kind)?))) else {
+            return refuse(format!("{value} has no C type of its own"));
+        };
+        let extras = self.scratch().extras.map_or_else(
+            || {
+                let values = [(Kind::Void, 0); MOST_EXTRAS];
+                NonNull::from(self.frame.arena().alloc_with(|| Extras { count: 0, values }))
+            },
+            NonNull::cast,
+        );
+        self.scratch().extras = Some(extras.cast());
         // SAFETY: call memory, which nobody else uses.
         let extras = unsafe { &mut *extras.as_ptr() };
-        let count = core::mem::take(&mut extras.count);
-        let values = &extras.values[..count];
-        self.count = 0;
-        let function = self.function.address;
-        if self.prepared.path != Path::Libffi && self.extras_in_registers(values) {
-            let (prepared, words) = (self.prepared, self.base());
-            return Ok(Target { prepared, function, path: Path::Registers, words, result: ptr::null_mut() });
+        let Some(place) = extras.values.get_mut(extras.count) else {
+            return refuse(format!("{MOST_EXTRAS} have been passed"));
+        };
+        *place = (kind, word);
+        extras.count += 1;
+        Ok(())
+    }
+
+    /// Puts what stands for `...` where the callee looks for it. Gives the signature in force: the function's own if there are registers for all of it, else one that names the types, whose arguments are
+    /// in the [`named_block`](Self::named_block).
+    ///
+    /// # Errors
+    ///
+    /// If arguments are missing.
+    #[cold]
+    #[inline(never)]
+    fn extras(&self, function: &Function, count: usize) -> Result<*const Prepared, CallError> {
+        let plain = function.signature.prepared();
+        let passed = self.scratch().extras.filter(|_| count > plain.parameters.len());
+        // What an aborted call has left counts no more.
+        let values = passed.map_or(&mut [][..], |extras| {
+            // SAFETY: call memory, which nobody else uses.
+            let extras = unsafe { &mut *extras.cast::<Extras>().as_ptr() };
+            &mut extras.values[..core::mem::take(&mut extras.count)]
+        });
+        if count != plain.parameters.len() + values.len() || values.is_empty() {
+            return Err(wrong_count(function, count));
+        }
+        if plain.path != Path::Libffi && self.extras_in_registers(plain, values) {
+            return Ok(plain);
         }
         let types: Vec<Type> = values.iter().map(|(kind, _)| kind.variadic_type()).collect();
-        let signature =
-            self.function.signature.with_variadic(&types).map_err(|error| CallError::Variadic {
-                function: Arc::clone(&self.function.name),
-                index: self.prepared.parameters.len(),
-                reason: error.to_string(),
-            })?;
-        let from = self.base();
-        let prepared = signature.prepared();
-        let words = words_in(&mut self.guard, prepared.words + prepared.parameters.len()).as_ptr();
-        let fixed = self.prepared.parameters.iter().zip(self.function.signature.parameters());
-        for ((old, ty), new) in fixed.zip(&prepared.parameters) {
-            let (old, new) = (from.wrapping_add(old.word.into()), words.wrapping_add(new.word.into()));
-            // SAFETY: both are the argument's own words, in the old place and in the new, and hold as many bytes as its type has.
-            unsafe { ptr::copy_nonoverlapping(old.cast::<u8>(), new.cast::<u8>(), ty.size()) };
+        let named = function.signature.with_variadic(&types).map_err(|error| CallError::Variadic {
+            function: Arc::clone(&function.name),
+            index: plain.parameters.len(),
+            reason: error.to_string(),
+        })?;
+        let prepared = ptr::from_ref(named.prepared());
+        // SAFETY: kept in the record until another is, and read by this call only.
+        let new = unsafe { &*prepared };
+        self.scratch().named = Some(Arc::new(named));
+        let from = if plain.words <= ARGUMENT_REGISTERS { arguments(self.frame) } else { self.block(plain) };
+        let to = self.memory(new.words + new.parameters.len());
+        self.scratch().named_block = Some(to);
+        let parameters = plain.parameters.iter().zip(function.signature.parameters());
+        for ((old, ty), new) in parameters.zip(&new.parameters) {
+            // SAFETY: the argument's own words here and there, which hold as many bytes as its type has.
+            unsafe {
+                let (from, to) = (from.add(old.word.into()), to.as_ptr().add(new.word.into()));
+                ptr::copy_nonoverlapping(from.cast::<u8>(), to.cast::<u8>(), ty.size());
+            }
         }
-        for ((kind, word), new) in values.iter().zip(&prepared.parameters[self.prepared.parameters.len()..]) {
+        for ((kind, word), new) in values.iter().zip(&new.parameters[plain.parameters.len()..]) {
             // SAFETY: the argument's own word.
-            unsafe { words.add(new.word.into()).write(in_memory(*kind, *word)) };
+            unsafe { to.as_ptr().add(new.word.into()).write(in_memory(*kind, *word)) };
         }
-        let (path, prepared) = (prepared.path, ptr::from_ref(prepared));
-        self.named = Some(signature);
-        Ok(Target { prepared, function, path, words, result: self.place_of_result() })
+        Ok(prepared)
     }
 
     /// Writes what stands for `...` behind the other arguments, if there are registers for all of it.
-    fn extras_in_registers(&mut self, values: &[(Kind, u64)]) -> bool {
-        let fixed = self.prepared.parameters.iter().map(|parameter| parameter.kind);
+    fn extras_in_registers(&self, plain: &Prepared, values: &[(Kind, u64)]) -> bool {
         let (mut integer, mut float) = (0, FIRST_FLOAT);
-        fixed.for_each(|kind| *if kind.is_word() { &mut integer } else { &mut float } += 1);
-        let base = self.base();
+        for parameter in &plain.parameters {
+            *if parameter.kind.is_word() { &mut integer } else { &mut float } += 1;
+        }
+        let base = arguments(self.frame);
         for (kind, word) in values {
             let (next, end) = if kind.is_word() {
                 (&mut integer, INTEGER_REGISTERS)
@@ -676,47 +761,29 @@ impl<'m, V: StackScanner> Call<'m, V> {
         }
         true
     }
+}
 
-    /// Where libffi writes the result: no smaller than what it writes at least, and in whole words.
-    fn place_of_result(&mut self) -> *mut u64 {
-        let words = self.result_words();
-        if words <= RESULT_WORDS {
-            return self.result.0.as_mut_ptr().cast();
-        }
-        let guard = &mut self.guard;
-        self.large_result.get_or_insert_with(|| words_in(guard, words)).as_ptr()
-    }
-
-    fn result_words(&self) -> usize {
-        self.function.signature.result().size().div_ceil(16) * 2
-    }
-
-    #[inline(always)]
-    fn end(&mut self, word: u64) -> &Self {
-        if self.prepared.path != Path::Libffi {
-            self.result.0[0].write(word);
-        }
-        self.has_run = true;
-        self
-    }
-
-    #[inline(never)]
-    fn bytes_of_result(&self) -> Value<'_> {
-        let start = match self.large_result {
-            Some(large) => large.as_ptr().cast_const().cast(),
-            None => self.result.0.as_ptr().cast(),
-        };
-        let size = self.function.signature.result().size();
-        // SAFETY: libffi has written so many bytes there: the call has run, and a struct comes through libffi.
-        Value::Bytes(unsafe { core::slice::from_raw_parts(start, size) })
+#[cold]
+#[inline(never)]
+fn wrong_type(function: &Function, index: usize, error: ValueError) -> CallError {
+    CallError::WrongType {
+        function: Arc::clone(&function.name),
+        index,
+        error,
+        signature: function.signature.clone(),
     }
 }
 
-/// Words of call memory, aligned for everything that travels in them.
-fn words_in<V: StackScanner>(guard: &mut ForeignCall<'_, V>, words: usize) -> NonNull<u64> {
-    let pairs = words.div_ceil(2);
-    let memory: &mut [Aligned] = guard.arena().alloc_slice_fill_with(pairs, |_| Aligned([0; 2]));
-    NonNull::from(memory).cast()
+#[cold]
+#[inline(never)]
+fn wrong_count(function: &Function, came: usize) -> CallError {
+    CallError::WrongCount {
+        function: Arc::clone(&function.name),
+        expected: function.signature.parameters().len(),
+        or_more: function.signature.takes_more(),
+        came,
+        signature: function.signature.clone(),
+    }
 }
 
 /// As much as the strictest C type asks for.
@@ -734,13 +801,17 @@ fn in_memory(kind: Kind, word: u64) -> u64 {
 struct Target {
     prepared: *const Prepared,
     function: *const c_void,
-    path: Path,
+    way: usize,
     words: *mut u64,
     result: *mut u64,
 }
 
 impl Target {
-    /// Calls the function. Gives its result as a word, or writes it to `result` if the way is through libffi.
+    const INTEGERS: usize = 0;
+    const REGISTERS: usize = 1;
+    const LIBFFI: usize = 2;
+
+    /// Calls the function, and gives its result as a word; the address of the result if it is no scalar.
     ///
     /// # Safety
     ///
@@ -750,23 +821,41 @@ impl Target {
     ///
     /// Never: no exception leaves the function.
     #[inline(always)]
-    #[expect(ffi_unwind_calls, reason = "the routines leave no frame; that no exception passes is promised")]
     unsafe fn call(&self) -> u64 {
+        if self.way == Self::INTEGERS {
+            // SAFETY: the words hold the arguments as the signature places them, and the function's type is promised.
+            return unsafe { call_loading_integers(self.words.cast_const().cast(), self.function) };
+        }
+        // SAFETY: promised by the caller.
+        unsafe { self.call_otherwise() }
+    }
+
+    /// [`call`](Self::call), with floating-point numbers or through libffi.
+    ///
+    /// # Safety
+    ///
+    /// As for [`call`](Self::call).
+    ///
+    /// # Panics
+    ///
+    /// Never: no exception leaves the function.
+    #[inline(never)]
+    #[expect(ffi_unwind_calls, reason = "the routine leaves no frame; that no exception passes is promised")]
+    unsafe fn call_otherwise(&self) -> u64 {
+        // SAFETY: the signature lives as long as its function, or is kept by the record.
+        let prepared = unsafe { &*self.prepared };
+        if self.way == Self::LIBFFI {
+            // SAFETY: promised by the caller.
+            return unsafe { self.call_through_libffi(prepared) };
+        }
         let registers = self.words.cast_const().cast::<ArgumentRegisters>();
-        // SAFETY: all that follows: the words hold the arguments as the signature places them, and the function's type is promised. A floating-point result comes back in another register, so the
+        // SAFETY: the words hold the arguments as the signature places them, and the function's type is promised. A floating-point result comes back in another register, so the
         // routine is called as a function that returns one.
         unsafe {
-            match self.path {
-                Path::Integers => call_loading_integers(registers, self.function),
-                Path::Registers => match (*self.prepared).result {
-                    Kind::F64 => as_double(call_loading_registers)(registers, self.function).to_bits(),
-                    Kind::F32 => as_float(call_loading_registers)(registers, self.function).to_bits().into(),
-                    _ => call_loading_registers(registers, self.function),
-                },
-                Path::Libffi => {
-                    self.call_through_libffi();
-                    0
-                }
+            match prepared.result {
+                Kind::F64 => as_double(call_loading_registers)(registers, self.function).to_bits(),
+                Kind::F32 => as_float(call_loading_registers)(registers, self.function).to_bits().into(),
+                _ => call_loading_registers(registers, self.function),
             }
         }
     }
@@ -774,16 +863,14 @@ impl Target {
     /// # Safety
     ///
     /// As for [`call`](Self::call).
-    #[inline(never)]
-    unsafe fn call_through_libffi(&self) {
-        // SAFETY: the signature lives as long as its function, or is kept by the call.
-        let prepared = unsafe { &*self.prepared };
+    #[inline(always)]
+    unsafe fn call_through_libffi(&self, prepared: &Prepared) -> u64 {
         let count = prepared.parameters.len();
-        let mut few = [ptr::null_mut::<c_void>(); ARGUMENT_REGISTERS];
+        let mut few = [const { MaybeUninit::<*mut c_void>::uninit() }; ARGUMENT_REGISTERS];
+        // More arguments have more words than a record has; then there is room for their addresses behind them.
         let addresses = if count <= few.len() {
-            few.as_mut_ptr()
+            few.as_mut_ptr().cast::<*mut c_void>()
         } else {
-            // More arguments have more words than fit in the call; then there is room for their addresses behind them.
             self.words.wrapping_add(prepared.words).cast()
         };
         for (index, parameter) in prepared.parameters.iter().enumerate() {
@@ -795,14 +882,15 @@ impl Target {
             unsafe { core::mem::transmute::<*const c_void, unsafe extern "C" fn()>(self.function) };
         // SAFETY: the description is prepared; arguments and result are where it says, and the rest is promised.
         unsafe { ffi_call(prepared.cif(), Some(function), self.result.cast(), addresses) };
-        // What is smaller than a register comes as one, and is read as the word it is on every machine.
-        if prepared.result == Kind::F32 {
-            // SAFETY: libffi has written a `float`.
-            unsafe { self.result.write(self.result.cast::<u32>().read().into()) };
-        } else if size_of::<usize>() < 8 && prepared.result.is_word() && prepared.result.size_of_scalar() < 8
-        {
-            // SAFETY: libffi has written a machine word.
-            unsafe { self.result.write(self.result.cast::<usize>().read() as u64) };
+        // SAFETY: libffi has written a value of the type; an integer that is smaller than a register as a whole one.
+        unsafe {
+            match prepared.result {
+                Kind::Struct | Kind::LongDouble => self.result.expose_provenance() as u64,
+                Kind::Void => 0,
+                Kind::F32 => self.result.cast::<u32>().read().into(),
+                Kind::F64 | Kind::I64 | Kind::U64 => self.result.read(),
+                _ => self.result.cast::<usize>().read() as u64,
+            }
         }
     }
 }

@@ -27,7 +27,7 @@ use crate::record::Header;
 use crate::thread::{Record, only_of_any_type};
 use crate::transition::hook;
 use crate::unwind;
-use crate::upcall::enter_dynamic;
+use crate::upcall::{ABORT, CARRY, FALLBACK, NO_POLICY, enter_dynamic};
 use crate::vm::{ErrorPolicy, Report, StackScanner};
 use crate::world::World;
 use core::cell::{Cell, UnsafeCell};
@@ -103,7 +103,6 @@ struct Head {
     owner: *const Header,
     /// The address of the world's `Shared`, as its records have it.
     world: *const (),
-    policy: Option<ErrorPolicy>,
     /// The result as a word, if it is a scalar.
     fallback: u64,
     /// The result's bytes, if it is none.
@@ -216,23 +215,21 @@ impl<'u> Invocation<'u> {
     ///
     /// If the value is not of the signature's result type.
     #[inline(always)]
-    pub fn returns<'v>(&self, value: impl Into<Value<'v>>) -> Result<(), ValueError> {
-        let (value, prepared) = (value.into(), self.signature.prepared());
-        match value.word(prepared.result) {
-            Some(word) => {
-                // SAFETY: libffi gives memory for a result of the signature's type.
-                unsafe { write_result(self.result, prepared.result, word) };
-            }
+    pub fn returns<'v>(&self, value: impl Into<Value<'v>> + Copy) -> Result<(), ValueError> {
+        let kind = self.signature.prepared().result;
+        match value.into().exact_word(kind) {
+            // SAFETY: libffi gives memory for a result of the signature's type.
+            Some(word) => unsafe { write_result(self.result, kind, word) },
+            // What was given, and not the enum made of it: that would be built in memory.
             None => self.returns_slow(value)?,
         }
         self.returned.set(true);
         Ok(())
     }
 
-    #[cold]
     #[inline(never)]
-    fn returns_slow(&self, value: Value<'_>) -> Result<(), ValueError> {
-        let ty = self.signature.result();
+    fn returns_slow<'v>(&self, value: impl Into<Value<'v>>) -> Result<(), ValueError> {
+        let (value, ty) = (value.into(), self.signature.result());
         match (value, ty.kind()) {
             (Value::Void, Kind::Void) => Ok(()),
             (Value::Bytes(bytes), Kind::Struct | Kind::LongDouble) if bytes.len() == ty.size() => {
@@ -240,7 +237,12 @@ impl<'u> Invocation<'u> {
                 unsafe { ptr::copy(bytes.as_ptr(), self.result.cast(), bytes.len()) };
                 Ok(())
             }
-            _ => Err(ValueError::new(ty, value)),
+            (value, kind) => {
+                let word = value.word(kind).ok_or_else(|| ValueError::new(ty, value))?;
+                // SAFETY: libffi gives memory for a result of the signature's type.
+                unsafe { write_result(self.result, kind, word) };
+                Ok(())
+            }
         }
     }
 }
@@ -349,7 +351,6 @@ impl<'b, V: StackScanner> ClosureBuilder<'b, V> {
             occupancy: Occupancy::new(self.world.fence()),
             owner: here,
             world,
-            policy: self.policy,
             fallback,
             fallback_bytes,
             result: result.kind(),
@@ -365,10 +366,16 @@ impl<'b, V: StackScanner> ClosureBuilder<'b, V> {
         let whole = Box::into_raw(Box::new(Whole { head, world: Arc::downgrade(shared), body }));
         // SAFETY: just allocated, not null.
         let closure = Closure { head: unsafe { NonNull::new_unchecked(whole.cast()) }, _world: PhantomData };
+        // The policy is known to the code that C enters by, so that it is not looked up in each call.
+        let enter = match self.policy {
+            None => enter::<V, B, NO_POLICY>,
+            Some(ErrorPolicy::Carry) => enter::<V, B, CARRY>,
+            Some(ErrorPolicy::Abort) => enter::<V, B, ABORT>,
+            Some(ErrorPolicy::Fallback) => enter::<V, B, FALLBACK>,
+        };
         let cif = self.signature.prepared().cif();
         // SAFETY: the stub is ours and new; the description lives as long as the signature, which the head holds, and the stub is freed before either.
-        let status =
-            unsafe { ffi_prep_closure_loc(stub, cif, Some(enter::<V, B>), whole.cast(), code.as_mut_ptr()) };
+        let status = unsafe { ffi_prep_closure_loc(stub, cif, Some(enter), whole.cast(), code.as_mut_ptr()) };
         // `closure` ends what has been made.
         if status == ffi_status_FFI_OK { Ok(closure) } else { Err(ClosureError::NoExecutableMemory) }
     }
@@ -578,7 +585,7 @@ unsafe fn free<V: StackScanner, B>(head: NonNull<Head>) {
 /// # Safety
 ///
 /// Called by libffi for a stub that `build` has prepared: `data` is that of a `Whole<V, B>`, the rest what libffi gives.
-unsafe extern "C" fn enter<V, B>(
+unsafe extern "C" fn enter<V, B, const POLICY: u8>(
     _: *mut ffi_cif,
     result: *mut c_void,
     arguments: *mut *mut c_void,
@@ -602,10 +609,9 @@ unsafe extern "C" fn enter<V, B>(
         Some(record) if record.world == head.world => here.cast::<Record<V>>(),
         _ => ptr::null(),
     };
-    enter_dynamic(
+    enter_dynamic::<V, POLICY>(
         record,
         &whole.world,
-        head.policy,
         |mutator| {
             let invocation = Invocation {
                 signature: &head.signature,

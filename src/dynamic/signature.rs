@@ -47,6 +47,10 @@ pub(super) struct Prepared {
     _types: Tree,
     pub(super) parameters: Box<[Parameter]>,
     pub(super) result: Kind,
+    /// Its bytes.
+    pub(super) result_size: usize,
+    /// The words that libffi may write the result to: pairs, since it writes registers.
+    pub(super) result_words: usize,
     pub(super) path: Path,
     /// The words that the arguments take up.
     pub(super) words: usize,
@@ -63,6 +67,16 @@ pub(super) struct Parameter {
     pub(super) kind: Kind,
     /// Its first word among those of the arguments.
     pub(super) word: u16,
+    /// Its bytes.
+    pub(super) size: u32,
+}
+
+impl Parameter {
+    /// Whether it is one whose value is bytes, and so many.
+    #[inline(always)]
+    pub(super) fn takes(&self, bytes: &[u8]) -> bool {
+        matches!(self.kind, Kind::Struct | Kind::LongDouble) && bytes.len() == self.size as usize
+    }
 }
 
 /// How a function is reached.
@@ -250,6 +264,11 @@ impl Signature {
         self.variadic_from().unwrap_or(self.parameters().len())
     }
 
+    /// Whether arguments may follow for which it names no type.
+    pub(super) fn takes_more(&self) -> bool {
+        self.variadic_from() == Some(self.parameters().len())
+    }
+
     pub(super) fn variadic_from(&self) -> Option<usize> {
         self.0.description.fixed
     }
@@ -322,12 +341,24 @@ impl Prepared {
                 clippy::cast_possible_truncation,
                 reason = "all arguments together have no more than `LARGEST` bytes, and 16 each"
             )]
-            Parameter { kind, word: word as u16 }
+            let (word, size) = (word as u16, ty.size() as u32);
+            Parameter { kind, word, size }
         });
         let parameters: Box<[Parameter]> = parameters.collect();
         let words = if path == Path::Libffi { end } else { ARGUMENT_REGISTERS };
+        let result_words = (result.size().div_ceil(16) * 2).max(2);
         let result = result.kind();
-        Ok(Self { cif: UnsafeCell::new(cif), _types: types, parameters, result, path, words, description })
+        Ok(Self {
+            result_size: description.result.size(),
+            result_words,
+            cif: UnsafeCell::new(cif),
+            _types: types,
+            parameters,
+            result,
+            path,
+            words,
+            description,
+        })
     }
 
     /// libffi's description of the call, which it only reads.
@@ -355,7 +386,8 @@ fn path(abi: Abi, result: Kind, parameters: impl Iterator<Item = Kind>, variadic
         Kind::Struct | Kind::LongDouble => Path::Libffi,
         _ if !in_registers => Path::Libffi,
         Kind::F32 | Kind::F64 => Path::Registers,
-        _ if floats > 0 => Path::Registers,
+        // What may stand for `...` is known later.
+        _ if floats > 0 || variadic => Path::Registers,
         _ => Path::Integers,
     }
 }

@@ -57,18 +57,35 @@ impl<'v> Value<'v> {
     pub const NULL: Self = Self::Pointer(ptr::null_mut());
 
     /// The integer (or truth value) as one of 64 bits, if it is one and fits.
+    #[inline]
     #[must_use]
     pub fn as_i64(self) -> Option<i64> {
-        self.integer().and_then(|value| value.try_into().ok())
+        Some(match self {
+            Self::Bool(value) => value.into(),
+            Self::I8(value) => value.into(),
+            Self::U8(value) => value.into(),
+            Self::I16(value) => value.into(),
+            Self::U16(value) => value.into(),
+            Self::I32(value) => value.into(),
+            Self::U32(value) => value.into(),
+            Self::I64(value) => value,
+            Self::U64(value) => return value.try_into().ok(),
+            _ => return None,
+        })
     }
 
     /// The integer (or truth value) as one of 64 bits without sign, if it is one and fits.
+    #[inline]
     #[must_use]
     pub fn as_u64(self) -> Option<u64> {
-        self.integer().and_then(|value| value.try_into().ok())
+        match self {
+            Self::U64(value) => Some(value),
+            value => value.as_i64()?.try_into().ok(),
+        }
     }
 
     /// The floating-point number, if it is one.
+    #[inline]
     #[must_use]
     pub fn as_f64(self) -> Option<f64> {
         match self {
@@ -79,6 +96,7 @@ impl<'v> Value<'v> {
     }
 
     /// The pointer, if it is one.
+    #[inline]
     #[must_use]
     pub fn as_pointer(self) -> Option<*mut c_void> {
         match self {
@@ -88,27 +106,13 @@ impl<'v> Value<'v> {
     }
 
     /// The bytes, if it is a struct.
+    #[inline]
     #[must_use]
     pub fn as_bytes(self) -> Option<&'v [u8]> {
         match self {
             Self::Bytes(bytes) => Some(bytes),
             _ => None,
         }
-    }
-
-    fn integer(self) -> Option<i128> {
-        Some(match self {
-            Self::Bool(value) => value.into(),
-            Self::I8(value) => value.into(),
-            Self::U8(value) => value.into(),
-            Self::I16(value) => value.into(),
-            Self::U16(value) => value.into(),
-            Self::I32(value) => value.into(),
-            Self::U32(value) => value.into(),
-            Self::I64(value) => value.into(),
-            Self::U64(value) => value.into(),
-            _ => return None,
-        })
     }
 
     /// What a value is passed as for `...`, if the call says nothing else: its variant, promoted. A struct has none.
@@ -129,6 +133,15 @@ impl<'v> Value<'v> {
     /// The word that C gets for a scalar of `kind`: extended to 64 bits, by its sign or with zeros; a `float` in the low half.
     #[inline(always)]
     pub(super) fn word(self, kind: Kind) -> Option<u64> {
+        match self.exact_word(kind) {
+            Some(word) => Some(word),
+            None => self.word_slow(kind),
+        }
+    }
+
+    /// [`word`](Self::word), for a value that has the variant of `kind`, if it is one of the common ones.
+    #[inline(always)]
+    pub(super) fn exact_word(self, kind: Kind) -> Option<u64> {
         Some(match (self, kind) {
             (Self::I32(value), Kind::I32) => i64::from(value).cast_unsigned(),
             (Self::I64(value), Kind::I64) => value.cast_unsigned(),
@@ -136,7 +149,7 @@ impl<'v> Value<'v> {
             (Self::U64(value), Kind::U64) => value,
             (Self::F64(value), Kind::F64) => value.to_bits(),
             (Self::Pointer(value), Kind::Pointer) => value.expose_provenance() as u64,
-            _ => return self.word_slow(kind),
+            _ => return None,
         })
     }
 
@@ -149,25 +162,28 @@ impl<'v> Value<'v> {
             (Self::F64(value), Kind::F32) => return Some((value as f32).to_bits().into()),
             _ => {}
         }
-        let value = self.integer()?;
-        let range = match kind {
-            Kind::Bool => 0..=1,
-            Kind::I8 => i8::MIN.into()..=i8::MAX.into(),
-            Kind::U8 => 0..=u8::MAX.into(),
-            Kind::I16 => i16::MIN.into()..=i16::MAX.into(),
-            Kind::U16 => 0..=u16::MAX.into(),
-            Kind::I32 => i32::MIN.into()..=i32::MAX.into(),
-            Kind::U32 => 0..=u32::MAX.into(),
-            Kind::I64 => i64::MIN.into()..=i64::MAX.into(),
-            Kind::U64 => 0..=u64::MAX.into(),
+        // As two's complement, and whether that is to be read with its sign.
+        let (bits, negative) = match self {
+            Self::U64(value) => (value, false),
+            value => {
+                let value = value.as_i64()?;
+                (value.cast_unsigned(), value < 0)
+            }
+        };
+        let (least, most) = match kind {
+            Kind::Bool => (0, 1),
+            Kind::I8 => (i64::from(i8::MIN), i8::MAX.cast_unsigned().into()),
+            Kind::U8 => (0, u8::MAX.into()),
+            Kind::I16 => (i64::from(i16::MIN), i16::MAX.cast_unsigned().into()),
+            Kind::U16 => (0, u16::MAX.into()),
+            Kind::I32 => (i64::from(i32::MIN), i32::MAX.cast_unsigned().into()),
+            Kind::U32 => (0, u32::MAX.into()),
+            Kind::I64 => (i64::MIN, i64::MAX.cast_unsigned()),
+            Kind::U64 => (0, u64::MAX),
             _ => return None,
         };
-        #[expect(
-            clippy::cast_possible_truncation,
-            clippy::cast_sign_loss,
-            reason = "it is in the range; the sign is extended"
-        )]
-        range.contains(&value).then_some(value as u64)
+        let fits = if negative { bits.cast_signed() >= least } else { bits <= most };
+        fits.then_some(bits)
     }
 
     /// The value of a scalar of `kind` in a word as [`word`](Self::word) gives it; bits that do not belong to it are not looked at.
@@ -203,7 +219,8 @@ impl fmt::Display for Value<'_> {
             Self::F64(value) => write!(f, "the `double` {value:?}"),
             Self::Pointer(value) => write!(f, "the pointer {value:p}"),
             Self::Bytes(bytes) => write!(f, "{} bytes", bytes.len()),
-            _ => write!(f, "the integer {}", self.integer().unwrap_or_default()),
+            Self::U64(value) => write!(f, "the integer {value}"),
+            value => write!(f, "the integer {}", value.as_i64().unwrap_or_default()),
         }
     }
 }
