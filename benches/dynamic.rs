@@ -24,6 +24,10 @@ extern "C" fn bare_callback(x: c_int) -> c_int {
 }
 
 /// What libffi calls for the raw closure.
+///
+/// # Safety
+///
+/// Called by libffi, for a closure of one `int`.
 unsafe extern "C" fn raw_body(
     _: &libffi::low::ffi_cif,
     result: &mut c_int,

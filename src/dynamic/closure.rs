@@ -227,6 +227,11 @@ impl<'u> Invocation<'u> {
         Ok(())
     }
 
+    /// [`returns`](Self::returns), with a conversion or a struct.
+    ///
+    /// # Errors
+    ///
+    /// If the value is not of the signature's result type.
     #[inline(never)]
     fn returns_slow<'v>(&self, value: impl Into<Value<'v>>) -> Result<(), ValueError> {
         let (value, ty) = (value.into(), self.signature.result());
@@ -482,14 +487,11 @@ impl<V: StackScanner> World<V> {
     /// If the pointer is no such closure's, of this world; also if it has come back before.
     pub fn closure_from_raw(&self, code: *const c_void) -> Result<Closure<V>, UnknownClosure> {
         let ours = Arc::as_ptr(self.shared()).cast::<()>();
-        let found = with_raw(|raw| match raw.entry(code.addr()) {
+        let found = with_raw(|raw| {
+            let Raw(head) = raw.get(&code.addr())?;
             // SAFETY: what is in the table has not been dropped.
-            std::collections::btree_map::Entry::Occupied(entry)
-                if unsafe { entry.get().0.as_ref() }.world == ours =>
-            {
-                Some(entry.remove())
-            }
-            _ => None,
+            let world = unsafe { head.as_ref() }.world;
+            if ptr::eq(world, ours) { raw.remove(&code.addr()) } else { None }
         });
         let Raw(head) = found.ok_or(UnknownClosure { address: code.addr() })?;
         Ok(Closure { head, _world: PhantomData })

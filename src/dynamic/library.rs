@@ -98,7 +98,7 @@ impl Library {
 }
 
 /// What the system says of an error, with what stands behind it.
-fn said(error: &dyn std::error::Error) -> String {
+fn said(error: &dyn core::error::Error) -> String {
     let mut said = error.to_string();
     let mut source = error.source();
     while let Some(error) = source {

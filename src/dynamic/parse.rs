@@ -9,90 +9,24 @@
 //!
 //! Types that stand behind `...` are those of one call. Everything else is a subset of C; what C has beyond it is refused by name, with what to write instead.
 
+mod tokens;
+
+pub use tokens::SignatureError;
+
 use super::abi::Abi;
 use super::signature::Signature;
 use super::types::{DEEPEST, LARGEST, Scalar, Struct, Target, Type, TypeError};
 use core::fmt;
 use std::collections::HashMap;
 use std::sync::Arc;
+use tokens::{
+    Input, Parsed, State, at_end, deeper, expected, here, next_word, number, refused, refused_type, take,
+    takes, word,
+};
 use winnow::Parser;
-use winnow::ascii::{digit1, hex_digit1, multispace0};
-use winnow::combinator::{alt, eof, opt, peek, preceded};
-use winnow::error::ParserError;
-use winnow::stream::{LocatingSlice, Location, Stateful, Stream};
-use winnow::token::{any, one_of, take_while};
-
-/// Text that is no type or signature: what is wrong, and where.
-///
-/// # Examples
-///
-/// ```
-/// use reentry::dynamic::Signature;
-///
-/// let error = Signature::parse("int (const char*, )").unwrap_err();
-/// assert_eq!(error.column(), 19);
-/// assert_eq!(
-///     error.to_string(),
-///     "a type was expected, and `)` came, in column 19:\n  int (const char*, )\n                    ^"
-/// );
-/// ```
-#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
-#[error("{message}, in column {column}:\n  {line}\n  {:>column$}", '^', column = .column)]
-pub struct SignatureError {
-    message: String,
-    /// The line of the text that it is in.
-    line: String,
-    line_number: usize,
-    column: usize,
-}
-
-impl SignatureError {
-    /// What is wrong, without the place.
-    #[must_use]
-    pub fn message(&self) -> &str {
-        &self.message
-    }
-
-    /// The column where it is wrong, in characters from 1.
-    #[must_use]
-    pub fn column(&self) -> usize {
-        self.column
-    }
-
-    /// The line of the text where it is wrong, from 1.
-    #[must_use]
-    pub fn line(&self) -> usize {
-        self.line_number
-    }
-
-    fn new(text: &str, failure: Failure) -> Self {
-        // What came is named by whoever has the text.
-        let message = match failure.problem {
-            Problem::Expected(what) => format!("{what} was expected, and {} came", came(text, failure.at)),
-            Problem::Refused(why) => why,
-        };
-        let before = &text[..failure.at];
-        let start = before.rfind('\n').map_or(0, |newline| newline + 1);
-        let line = text[start..].lines().next().unwrap_or_default();
-        Self {
-            message,
-            line: line.replace('\t', " "),
-            line_number: before.matches('\n').count() + 1,
-            column: text[start..failure.at].chars().count() + 1,
-        }
-    }
-}
-
-/// The word or sign at a place, as an error names it.
-fn came(text: &str, at: usize) -> String {
-    let rest = &text[at..];
-    let word: String = rest.chars().take_while(|c| is_in_name(*c)).take(40).collect();
-    match rest.chars().next() {
-        None => "the end".to_owned(),
-        Some(_) if !word.is_empty() => format!("`{word}`"),
-        Some(sign) => format!("`{}`", sign.escape_debug()),
-    }
-}
+use winnow::combinator::{opt, peek};
+use winnow::stream::{LocatingSlice, Stateful, Stream};
+use winnow::token::any;
 
 /// The names that declarations have introduced: structs, enumerations and their constants, and typedefs.
 ///
@@ -198,6 +132,9 @@ impl Types {
         })
     }
 
+    /// # Errors
+    ///
+    /// What is wrong with the text.
     fn run<O>(
         &self,
         text: &str,
@@ -210,150 +147,6 @@ impl Types {
         });
         parsed.map_err(|failure| SignatureError::new(text, failure))
     }
-}
-
-/// What the parser reads, and the names it knows meanwhile.
-type Input<'i, 't> = Stateful<LocatingSlice<&'i str>, State<'t>>;
-
-#[derive(Debug)]
-struct State<'t> {
-    known: &'t Types,
-    /// What this text has introduced.
-    new: Types,
-    depth: usize,
-}
-
-impl State<'_> {
-    fn name(&self, name: &str) -> Option<&Type> {
-        self.new.names.get(name).or_else(|| self.known.names.get(name))
-    }
-
-    fn structure(&self, tag: &str) -> Option<&Arc<Struct>> {
-        self.new.structs.get(tag).or_else(|| self.known.structs.get(tag))
-    }
-}
-
-type Parsed<O> = Result<O, Failure>;
-
-/// What is wrong, and at which byte.
-#[derive(Clone, Debug)]
-struct Failure {
-    at: usize,
-    problem: Problem,
-}
-
-#[derive(Clone, Debug)]
-enum Problem {
-    Expected(&'static str),
-    Refused(String),
-}
-
-impl<'i, 't> ParserError<Input<'i, 't>> for Failure {
-    type Inner = Self;
-
-    fn from_input(input: &Input<'i, 't>) -> Self {
-        expected(input.input.current_token_start(), "something else")
-    }
-
-    fn into_inner(self) -> Result<Self, Self> {
-        Ok(self)
-    }
-}
-
-fn expected(at: usize, what: &'static str) -> Failure {
-    Failure { at, problem: Problem::Expected(what) }
-}
-
-fn refused(at: usize, why: impl Into<String>) -> Failure {
-    Failure { at, problem: Problem::Refused(why.into()) }
-}
-
-fn refused_type(at: usize, error: &TypeError) -> Failure {
-    refused(at, error.to_string())
-}
-
-fn is_in_name(c: char) -> bool {
-    c.is_ascii_alphanumeric() || c == '_'
-}
-
-/// The byte at which the next token begins.
-fn here(input: &mut Input<'_, '_>) -> usize {
-    let _blank: Parsed<&str> = multispace0.parse_next(input);
-    input.input.current_token_start()
-}
-
-fn at_end(input: &mut Input<'_, '_>) -> bool {
-    here(input);
-    let end: Parsed<&str> = peek(eof).parse_next(input);
-    end.is_ok()
-}
-
-/// Takes a sign if it comes next.
-fn takes(input: &mut Input<'_, '_>, sign: &'static str) -> bool {
-    here(input);
-    let taken: Parsed<Option<&str>> = opt(sign).parse_next(input);
-    matches!(taken, Ok(Some(_)))
-}
-
-/// Takes a sign, which must come next.
-///
-/// # Errors
-///
-/// If it does not. `named` is the sign as an error names it.
-fn take(input: &mut Input<'_, '_>, sign: &'static str, named: &'static str) -> Parsed<()> {
-    if takes(input, sign) { Ok(()) } else { Err(expected(here(input), named)) }
-}
-
-/// Takes a word if one comes next.
-fn word<'i>(input: &mut Input<'i, '_>) -> Option<&'i str> {
-    here(input);
-    let first = one_of(|c: char| c.is_ascii_alphabetic() || c == '_');
-    let word: Parsed<Option<&str>> = opt((first, take_while(0.., is_in_name)).take()).parse_next(input);
-    word.ok().flatten()
-}
-
-/// The word that comes next, and stays.
-fn next_word<'i>(input: &mut Input<'i, '_>) -> Option<&'i str> {
-    here(input);
-    let start = input.checkpoint();
-    let found = word(input);
-    input.reset(&start);
-    found
-}
-
-/// Takes a number, which must come next: the length of an array or the value of a constant.
-///
-/// # Errors
-///
-/// If none comes, or it does not fit.
-fn number(input: &mut Input<'_, '_>, what: &'static str) -> Parsed<u64> {
-    let at = here(input);
-    let hexadecimal = preceded(alt(("0x", "0X")), hex_digit1).map(|digits: &str| (digits, 16));
-    let decimal = digit1.map(|digits: &str| (digits, 10));
-    let (digits, radix) =
-        alt((hexadecimal, decimal)).parse_next(input).map_err(|_: Failure| expected(at, what))?;
-    if radix == 10 && digits.len() > 1 && digits.starts_with('0') {
-        return Err(refused(at, "octal numbers are not read; write it in decimal or as 0x"));
-    }
-    u64::from_str_radix(digits, radix).map_err(|_| refused(at, "the number is too large"))
-}
-
-/// Runs `parser` one level deeper.
-///
-/// # Errors
-///
-/// If that is too deep.
-fn deeper<'i, 't, O>(
-    input: &mut Input<'i, 't>,
-    parser: impl FnOnce(&mut Input<'i, 't>) -> Parsed<O>,
-) -> Parsed<O> {
-    if input.state.depth == DEEPEST {
-        return Err(refused_type(here(input), &TypeError::TooDeep));
-    }
-    input.state.depth += 1;
-    let parsed = parser(input);
-    input.state.depth -= 1;
-    parsed
 }
 
 /// Where a declaration stands: what may follow it, and what C makes of an array there.
@@ -457,6 +250,10 @@ fn reason(word: &str) -> Option<&'static str> {
 }
 
 /// Specifiers: what stands before the stars and the name.
+///
+/// # Errors
+///
+/// What is wrong with the text.
 fn specifiers(input: &mut Input<'_, '_>) -> Parsed<Base> {
     let at = here(input);
     let (mut words, mut constant, mut target) = (Words::default(), false, None);
@@ -512,6 +309,10 @@ fn specifiers(input: &mut Input<'_, '_>) -> Parsed<Base> {
 }
 
 /// Attributes of compilers: `packed` and its like are refused, a calling convention is given back.
+///
+/// # Errors
+///
+/// What is wrong with the text.
 fn attributes(input: &mut Input<'_, '_>) -> Parsed<Option<Abi>> {
     let mut abi = None;
     while next_word(input) == Some("__attribute__") {
@@ -551,6 +352,10 @@ fn attributes(input: &mut Input<'_, '_>) -> Parsed<Option<Abi>> {
 }
 
 /// What follows `struct`.
+///
+/// # Errors
+///
+/// What is wrong with the text.
 fn structure(input: &mut Input<'_, '_>, at: usize) -> Parsed<Target> {
     attributes(input)?;
     let tag = word(input);
@@ -575,6 +380,10 @@ fn structure(input: &mut Input<'_, '_>, at: usize) -> Parsed<Target> {
 }
 
 /// The fields of a struct, and the brace that ends them.
+///
+/// # Errors
+///
+/// What is wrong with the text.
 fn fields(input: &mut Input<'_, '_>) -> Parsed<Vec<(Arc<str>, Type)>> {
     let mut fields: Vec<(Arc<str>, Type)> = Vec::new();
     while !takes(input, "}") {
@@ -604,6 +413,10 @@ fn fields(input: &mut Input<'_, '_>) -> Parsed<Vec<(Arc<str>, Type)>> {
 }
 
 /// What follows `enum`.
+///
+/// # Errors
+///
+/// What is wrong with the text.
 fn enumeration(input: &mut Input<'_, '_>) -> Parsed<Target> {
     let tag = word(input);
     if takes(input, "{") {
@@ -641,12 +454,20 @@ fn enumeration(input: &mut Input<'_, '_>) -> Parsed<Target> {
 type Name<'i> = Option<(&'i str, usize)>;
 
 /// Specifiers and declarator.
+///
+/// # Errors
+///
+/// What is wrong with the text.
 fn declared<'i>(input: &mut Input<'i, '_>, place: Place) -> Parsed<(Name<'i>, Type)> {
     let base = specifiers(input)?;
     declarator(input, base, place)
 }
 
 /// Stars, and what is `const` about them.
+///
+/// # Errors
+///
+/// What is wrong with the text.
 fn pointers(input: &mut Input<'_, '_>, mut base: Base) -> Parsed<Base> {
     let mut depth = 0;
     loop {
@@ -677,6 +498,10 @@ fn qualified(input: &mut Input<'_, '_>) -> bool {
 }
 
 /// What stands behind the specifiers.
+///
+/// # Errors
+///
+/// What is wrong with the text.
 fn declarator<'i>(input: &mut Input<'i, '_>, base: Base, place: Place) -> Parsed<(Name<'i>, Type)> {
     let base = pointers(input, base)?;
     if takes(input, "(") {
@@ -731,7 +556,7 @@ fn declarator<'i>(input: &mut Input<'i, '_>, base: Base, place: Place) -> Parsed
     }
     let _ = constant; // of the parameter or field itself: the caller does not see it
     // A typedef can be an array too.
-    Ok((name, if place == Place::Parameter { ty.as_parameter() } else { ty }))
+    Ok((name, if place == Place::Parameter { ty.into_parameter() } else { ty }))
 }
 
 fn pointer_to_base(base: Base) -> Type {
@@ -742,6 +567,10 @@ fn pointer_to_base(base: Base) -> Type {
 }
 
 /// What stands behind the `(` of `int (*name)(parameters)`.
+///
+/// # Errors
+///
+/// What is wrong with the text.
 fn function_pointer<'i>(input: &mut Input<'i, '_>, result: Base) -> Parsed<(Name<'i>, Type)> {
     let abi = attributes(input)?;
     let at = here(input);
@@ -769,6 +598,10 @@ fn function_pointer<'i>(input: &mut Input<'i, '_>, result: Base) -> Parsed<(Name
 }
 
 /// The parameters of a function and the parenthesis that ends them.
+///
+/// # Errors
+///
+/// What is wrong with the text.
 fn parameters(input: &mut Input<'_, '_>, result: Base, abi: Option<Abi>) -> Parsed<Signature> {
     let at = result.at;
     let result = result.value()?;
@@ -786,6 +619,9 @@ fn parameters(input: &mut Input<'_, '_>, result: Base, abi: Option<Abi>) -> Pars
     Signature::build(abi.unwrap_or_default(), result, types, fixed).map_err(|error| refused_type(at, &error))
 }
 
+/// # Errors
+///
+/// What is wrong with the text.
 fn list(input: &mut Input<'_, '_>, types: &mut Vec<Type>, fixed: &mut Option<usize>) -> Parsed<()> {
     loop {
         if takes(input, "...") {
@@ -808,6 +644,10 @@ fn list(input: &mut Input<'_, '_>, types: &mut Vec<Type>, fixed: &mut Option<usi
 }
 
 /// A signature, with the name in it or where it would stand.
+///
+/// # Errors
+///
+/// What is wrong with the text.
 fn signature(input: &mut Input<'_, '_>) -> Parsed<(Result<String, usize>, Signature)> {
     let leading = attributes(input)?;
     let base = specifiers(input)?;
@@ -836,6 +676,10 @@ fn signature(input: &mut Input<'_, '_>) -> Parsed<(Result<String, usize>, Signat
 }
 
 /// A function that returns a pointer to a function, in the order in which it is printed: `void (*)(int) (int)`.
+///
+/// # Errors
+///
+/// What is wrong with the text.
 fn result_pointer(input: &mut Input<'_, '_>, base: Base) -> Parsed<Base> {
     let start = input.checkpoint();
     let at = here(input);
@@ -859,6 +703,10 @@ fn result_pointer(input: &mut Input<'_, '_>, base: Base) -> Parsed<Base> {
 }
 
 /// One declaration of a struct, an enumeration or a typedef.
+///
+/// # Errors
+///
+/// What is wrong with the text.
 fn declaration(input: &mut Input<'_, '_>) -> Parsed<()> {
     if takes(input, ";") {
         return Ok(());
@@ -927,6 +775,9 @@ impl Signature {
 impl core::str::FromStr for Signature {
     type Err = SignatureError;
 
+    /// # Errors
+    ///
+    /// What is wrong with the text.
     fn from_str(text: &str) -> Result<Self, SignatureError> {
         Self::parse(text)
     }

@@ -201,13 +201,18 @@ impl Signature {
         Self::build(self.abi(), self.result().clone(), parameters, Some(fixed))
     }
 
+    /// Takes a signature from the cache, or prepares it.
+    ///
+    /// # Errors
+    ///
+    /// What cannot be passed that way.
     pub(super) fn build(
         abi: Abi,
         result: Type,
         parameters: Vec<Type>,
         fixed: Option<usize>,
     ) -> Result<Self, TypeError> {
-        let parameters: Box<[Type]> = parameters.into_iter().map(Type::as_parameter).collect();
+        let parameters: Box<[Type]> = parameters.into_iter().map(Type::into_parameter).collect();
         if parameters.len() > MOST {
             return Err(TypeError::TooManyParameters { count: parameters.len() });
         }
@@ -285,6 +290,11 @@ impl Signature {
 }
 
 impl Prepared {
+    /// Has libffi prepare a signature, and decides how its functions are reached.
+    ///
+    /// # Errors
+    ///
+    /// If libffi refuses it.
     fn new(description: Arc<Description>) -> Result<Self, TypeError> {
         let Description { abi, result, parameters, fixed } = &*description;
         let raw_abi = abi.raw().ok_or(TypeError::UnsupportedAbi(*abi))?;

@@ -181,6 +181,10 @@ pub(super) enum Kind {
 
 impl Kind {
     /// The integer of a size in bytes.
+    ///
+    /// # Panics
+    ///
+    /// If C has none: when this crate is compiled.
     const fn integer(size: usize, signed: bool) -> Self {
         match (size, signed) {
             (1, true) => Self::I8,
@@ -510,7 +514,7 @@ impl Type {
     }
 
     /// What a parameter of this type is: an array is a pointer.
-    pub(super) fn as_parameter(self) -> Self {
+    pub(super) fn into_parameter(self) -> Self {
         match self {
             Self::Array(ty, _) => Arc::unwrap_or_clone(ty).pointer_to(false),
             ty => ty,
