@@ -117,7 +117,9 @@ impl Occupancy {
 
 #[cfg(all(test, not(loom)))]
 mod tests {
-    use super::*;
+    #![expect(clippy::missing_panics_doc, reason = "a test panics to fail")]
+
+    use super::{Faults, FenceStrategy, Occupancy, Visitor};
 
     #[test]
     fn the_last_one_out_ends_it_and_nobody_else() {

@@ -296,7 +296,7 @@ pub enum ClosureError {
 #[must_use = "a builder makes nothing until `build`"]
 pub struct ClosureBuilder<'b, V: StackScanner> {
     world: &'b World<V>,
-    signature: &'b Signature,
+    signature: Signature,
     name: &'b str,
     fallback: Option<Value<'b>>,
     policy: Option<ErrorPolicy>,
@@ -407,7 +407,8 @@ impl<V: StackScanner> Closure<V> {
     }
 
     /// Starts making a closure with choices of its own.
-    pub fn builder<'b>(world: &'b World<V>, signature: &'b Signature) -> ClosureBuilder<'b, V> {
+    pub fn builder<'b>(world: &'b World<V>, signature: &Signature) -> ClosureBuilder<'b, V> {
+        let signature = signature.clone();
         ClosureBuilder { world, signature, name: "closure", fallback: None, policy: None }
     }
 

@@ -217,7 +217,7 @@ impl fmt::Display for Value<'_> {
             Self::Bool(value) => write!(f, "{value}"),
             Self::F32(value) => write!(f, "the `float` {value:?}"),
             Self::F64(value) => write!(f, "the `double` {value:?}"),
-            Self::Pointer(value) => write!(f, "the pointer {value:p}"),
+            Self::Pointer(value) => write!(f, "the pointer {:p}", *value),
             Self::Bytes(bytes) => write!(f, "{} bytes", bytes.len()),
             Self::U64(value) => write!(f, "the integer {value}"),
             value => write!(f, "the integer {}", value.as_i64().unwrap_or_default()),
@@ -267,7 +267,7 @@ impl<T> From<*const T> for Value<'_> {
 
 /// A value that is not of the type it is for.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
-#[error("a `{expected}` was expected, and {came} came")]
+#[error("`{expected}` was expected, and {came} came")]
 pub struct ValueError {
     /// The type.
     pub expected: Type,

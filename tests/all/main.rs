@@ -4,6 +4,8 @@
 mod anchors;
 mod checked;
 mod child;
+mod closures;
+mod dynamic;
 mod early_release;
 mod errors;
 mod exceptions;
