@@ -4,6 +4,7 @@
 mod anchors;
 mod checked;
 mod child;
+mod dynamic_abi;
 mod early_release;
 mod errors;
 mod exceptions;
