@@ -424,6 +424,31 @@ fn a_variadic_call_has_its_result_when_its_arguments_outgrow_the_registers() {
     }
 }
 
+/// The names of C's conversions say what it looks for; the values are smaller.
+#[test]
+fn small_values_behind_an_ellipsis_are_promoted_as_c_promotes_them() {
+    let world = World::new(TestVm::new());
+    let mut mutator = world.attach().unwrap();
+    let signature = Signature::parse("int (char*, size_t, const char*, ...)").unwrap();
+    let snprintf = Library::this_process().function("snprintf", &signature).unwrap();
+    let mut random = Random::new(SEED);
+    for round in 0..ROUNDS {
+        let (a, b, c, d) =
+            (random.word() as i8, random.word() as u8, random.word() as i16, random.word() as u16);
+        let (half, truth) = (f32::from(random.word() as i16) / 2.0, round % 2 == 0);
+        let mut call = mutator.foreign_call().dynamic(&snprintf);
+        let text = call.copy_slice(&[0_u8; 128]).unwrap();
+        call.value(128_usize).unwrap();
+        call.text("%d %d %d %d %d %.1f %d").unwrap();
+        let values = [truth.into(), a.into(), b.into(), c.into(), d.into(), half.into(), Value::I8(-1)];
+        values.into_iter().for_each(|value| call.value(value).unwrap());
+        // SAFETY: the signature is that of `snprintf`, and the format asks for these values as they are promoted.
+        unsafe { call.run() }.unwrap();
+        let expected = format!("{} {a} {b} {c} {d} {half:.1} -1\0", i32::from(truth));
+        assert_eq!(&call.read_slice(text)[..expected.len()], expected.as_bytes());
+    }
+}
+
 #[test]
 fn scalars_have_the_size_the_alignment_and_the_sign_that_c_gives_them() {
     let mut names: BTreeSet<_> = Scalar::ALL.iter().map(|scalar| scalar.name()).collect();

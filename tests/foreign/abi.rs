@@ -3,8 +3,8 @@
 //! A callee writes what it got to the thread's memory and returns what it finds there; a caller does the reverse with a function it is given. What the tests need to know stands in three tables, which C exports:
 //! prototypes and declarations as text, addresses, and what C says of sizes and offsets.
 
+use core::fmt::Write;
 use std::collections::BTreeSet;
-use std::fmt::Write;
 
 /// Another seed gives other structs and other orders of arguments.
 const SEED: u64 = 0x0AB1_5EED;
@@ -126,6 +126,15 @@ impl Type {
             None => format!("{verb}({name});"),
         }
     }
+}
+
+/// The scalar of this name.
+///
+/// # Panics
+///
+/// If there is none.
+fn named<'t>(scalars: &'t [Type], name: &str) -> &'t Type {
+    scalars.iter().find(|ty| ty.text == format!("{name} @")).expect("a scalar")
 }
 
 /// A function: a prototype, and types for its `...`.
@@ -258,7 +267,7 @@ impl Generator {
 
     /// The structs: those that a rule has a case for, and random ones.
     fn all_structs(&mut self, scalars: &[Type], others: &[Type]) -> Vec<Type> {
-        let find = |name: &str| scalars.iter().find(|ty| ty.text == format!("{name} @")).unwrap();
+        let find = |name| named(scalars, name);
         let [char, short, int, long] = ["char", "short", "int", "long"].map(find);
         let [float, double, long_double] = ["float", "double", "long double"].map(find);
         let mut shapes: Vec<Vec<Type>> = scalars.iter().chain(others).map(|ty| vec![ty.clone()]).collect();
@@ -353,7 +362,7 @@ impl Generator {
                 // What has no type of its own at run time. GCC passes these in the way of Microsoft's convention, and then does not look for them there.
                 if turn == 3 && !win64 {
                     extras.push(self.random.of(structs));
-                    extras.push(scalars.iter().find(|ty| ty.text == "long double @").unwrap().clone());
+                    extras.push(named(scalars, "long double").clone());
                     extras.push(self.random.of(&promoted));
                 }
                 let result = Some(self.random.of(if turn == 1 { structs } else { &results }));

@@ -118,6 +118,10 @@ pub fn say(bytes: &[u8]) {
 }
 
 /// Text that C has written down.
+///
+/// # Panics
+///
+/// If it is not ASCII; the generator writes nothing else.
 fn constant(text: *const c_char) -> &'static str {
     // SAFETY: a string constant of the generated file.
     unsafe { CStr::from_ptr(text) }.to_str().expect("ASCII")
