@@ -115,6 +115,12 @@ impl Tree {
         self.aggregate(elements)
     }
 
+    /// On x86_64 a struct that holds a `long double` and nothing else is returned as that is, in a register of x87. libffi looks for it in others, and leaves x87's stack one deeper each time.
+    fn describe_result(&mut self, abi: Abi, ty: &Type) -> *mut ffi_type {
+        let in_x87 = cfg!(all(target_arch = "x86_64", unix)) && abi.is_native();
+        if in_x87 && ty.is_long_double_alone() { Kind::LongDouble.ffi_type() } else { self.describe(ty) }
+    }
+
     fn aggregate(&mut self, mut elements: Vec<*mut ffi_type>) -> *mut ffi_type {
         elements.push(ptr::null_mut());
         let elements = self.list(elements);
@@ -299,7 +305,7 @@ impl Prepared {
         let Description { abi, result, parameters, fixed } = &*description;
         let raw_abi = abi.raw().ok_or(TypeError::UnsupportedAbi(*abi))?;
         let mut types = Tree::default();
-        let (own_result, mut own) = (types.describe(result), Vec::new());
+        let (own_result, mut own) = (types.describe_result(*abi, result), Vec::new());
         for ty in parameters {
             own.push(types.describe(ty));
         }

@@ -482,6 +482,15 @@ impl Type {
         }
     }
 
+    /// Whether a `long double` is all there is in it.
+    pub(super) fn is_long_double_alone(&self) -> bool {
+        match self {
+            Self::Struct(ty) => ty.fields.len() == 1 && ty.fields[0].ty.is_long_double_alone(),
+            Self::Array(ty, count) => *count == 1 && ty.is_long_double_alone(),
+            _ => self.kind() == Kind::LongDouble,
+        }
+    }
+
     /// How deep aggregates nest in it. Pointers end the count: nothing behind them is passed.
     pub(super) fn depth(&self) -> usize {
         match self {

@@ -6,6 +6,7 @@ mod checked;
 mod child;
 mod closures;
 mod dynamic;
+mod dynamic_abi;
 mod early_release;
 mod errors;
 mod exceptions;

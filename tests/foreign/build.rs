@@ -1,5 +1,8 @@
 //! Compiles the C side, and the C++ side.
 
+mod abi;
+
+use std::path::PathBuf;
 use std::process::Stdio;
 
 fn main() {
@@ -34,11 +37,32 @@ fn main() {
         .warnings(true)
         .extra_warnings(true)
         .compile("reentry_foreign_cpp");
-    for source in sources.into_iter().chain(cpp_sources) {
+    compile_abi();
+    for source in sources.into_iter().chain(cpp_sources).chain(["c/abi.h"]) {
         println!("cargo::rerun-if-changed={source}");
     }
     println!("cargo::rustc-link-lib=uv");
     println!("cargo::rustc-link-lib=pthread");
+}
+
+/// Generates the C side of the tests of dynamic calls, and compiles it.
+///
+/// # Panics
+///
+/// If the file cannot be written.
+fn compile_abi() {
+    let target = |key: &str| std::env::var(format!("CARGO_CFG_TARGET_{key}")).unwrap_or_default();
+    let source = PathBuf::from(std::env::var_os("OUT_DIR").expect("Cargo sets it")).join("abi.c");
+    let win64 = target("ARCH") == "x86_64" && target("FAMILY").contains("unix");
+    std::fs::write(&source, abi::generate(win64)).expect("the output directory can be written to");
+    cc::Build::new()
+        .file(source)
+        .include("c")
+        .std("gnu11")
+        .opt_level(1)
+        .warnings(true)
+        .extra_warnings(true)
+        .compile("reentry_foreign_abi");
 }
 
 /// Looks for libuv.

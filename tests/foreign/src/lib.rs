@@ -2,6 +2,8 @@
 //!
 //! Every function is what its C source says; whoever calls one promises valid pointers and functions that may be called.
 
+pub mod abi;
+
 use core::ffi::{c_int, c_long, c_uchar, c_void};
 use core::sync::atomic::{AtomicU32, AtomicU64};
 
