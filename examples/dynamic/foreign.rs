@@ -177,6 +177,12 @@ impl Interpreter {
                 "a string is not written to, and the parameter is a `{}`; pass a `buffer`",
                 ty.map(Type::to_string).unwrap_or_default()
             )),
+            (Kind::Text, Some(Type::Pointer(pointee)))
+                if pointee.target == Target::Type(Type::Scalar(Scalar::Char))
+                    && mutator.vm().content(object, |bytes| bytes.contains(&0)) =>
+            {
+                Err("the string has a NUL inside, where C would take it to end".to_owned())
+            }
             (Kind::Text | Kind::Buffer, Some(Type::Pointer(pointee)))
                 if matches!(pointee.target, Target::Function(_)) =>
             {
@@ -268,7 +274,7 @@ impl Interpreter {
             if *result == Type::Void {
                 return Ok(());
             }
-            let name = || format!("the result of {}", self.describe(scope, Value::Object(function)));
+            let name = || format!("the result of `{}`", self.describe(scope, Value::Object(function)));
             let Some(given) = scalar(Some(result), value.bare(scope)) else {
                 let came = self.name_of(scope, value);
                 return Err(Fault::new(at, format!("{} cannot be {came}: C would not keep it", name())));

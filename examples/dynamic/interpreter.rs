@@ -455,7 +455,7 @@ impl Interpreter {
                         .collect();
                     format!("[{}]", elements.join(", "))
                 }
-                Kind::Function => format!("fn {}", self.program.codes[vm.number(object)].name),
+                Kind::Function => self.program.codes[vm.number(object)].name.clone(),
                 Kind::Kept | Kind::Cells => "keep(fn)".to_owned(),
             },
         }

@@ -4,6 +4,7 @@
 mod anchors;
 mod checked;
 mod child;
+mod dynamic_example;
 mod early_release;
 mod errors;
 mod exceptions;
