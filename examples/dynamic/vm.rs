@@ -169,6 +169,8 @@ pub(crate) fn occasion(mutator: &mut Mutator<ScriptVm>) {
     let number = vm.occasions.fetch_add(1, Ordering::Relaxed) + 1;
     if number.is_multiple_of(vm.collect_every) {
         collect(mutator);
+    } else {
+        mutator.poll();
     }
 }
 
