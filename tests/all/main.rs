@@ -7,6 +7,7 @@ mod child;
 mod closures;
 mod dynamic;
 mod dynamic_abi;
+mod dynamic_example;
 mod early_release;
 mod errors;
 mod exceptions;
