@@ -536,7 +536,7 @@ impl<'m, V: StackScanner> Call<'m, V> {
         let target = self.begin()?;
         // SAFETY: promised by the caller.
         let word = self.guard.run(|| unsafe { target.call() });
-        Ok(self.end(word))
+        Ok(self.end(target.path, word))
     }
 
     /// [`run`](Self::run), with the VM exception of an upcall as an error: [`ForeignCall::try_run`].
@@ -558,7 +558,7 @@ impl<'m, V: StackScanner> Call<'m, V> {
         let target = self.begin()?;
         // SAFETY: promised by the caller.
         match self.guard.try_run(|| unsafe { target.call() }) {
-            Ok(word) => Ok(Ok(self.end(word))),
+            Ok(word) => Ok(Ok(self.end(target.path, word))),
             Err(exception) => Ok(Err(exception)),
         }
     }
@@ -582,7 +582,7 @@ impl<'m, V: StackScanner> Call<'m, V> {
         let target = self.begin()?;
         // SAFETY: promised by the caller.
         let (word, errno) = self.guard.run_with_errno(|| unsafe { target.call() });
-        Ok((self.end(word), errno))
+        Ok((self.end(target.path, word), errno))
     }
 
     /// What the last run gave: [`Value::Bytes`] for a struct. [`Value::Void`] before the first.
@@ -691,9 +691,10 @@ impl<'m, V: StackScanner> Call<'m, V> {
         self.function.signature.result().size().div_ceil(16) * 2
     }
 
+    /// `path` is the way the call has gone: with arguments for `...` it need not be that of the function's own signature.
     #[inline(always)]
-    fn end(&mut self, word: u64) -> &Self {
-        if self.prepared.path != Path::Libffi {
+    fn end(&mut self, path: Path, word: u64) -> &Self {
+        if path != Path::Libffi {
             self.result.0[0].write(word);
         }
         self.has_run = true;
