@@ -20,7 +20,7 @@ use winnow::ascii::{digit1, hex_digit1, multispace0};
 use winnow::combinator::{alt, eof, opt, peek, preceded};
 use winnow::error::ParserError;
 use winnow::stream::{LocatingSlice, Location, Stateful, Stream};
-use winnow::token::{any, one_of, take_while};
+use winnow::token::{one_of, take_while};
 
 /// Text that is no type or signature: what is wrong, and where.
 ///
@@ -37,7 +37,7 @@ use winnow::token::{any, one_of, take_while};
 /// );
 /// ```
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
-#[error("{message}, in column {column}:\n  {line}\n  {:>column$}", '^', column = .column)]
+#[error("{message}, in column {column}:\n  {line}\n  {}^", " ".repeat(*.column - 1))]
 pub struct SignatureError {
     message: String,
     /// The line of the text that it is in.
@@ -562,7 +562,11 @@ fn structure(input: &mut Input<'_, '_>, at: usize) -> Parsed<Target> {
         });
     }
     let fields = deeper(input, fields)?;
-    attributes(input)?;
+    let start = input.checkpoint();
+    // A calling convention is that of a function whose result the struct is.
+    if attributes(input)?.is_some() {
+        input.reset(&start);
+    }
     let ty = Struct::new(tag, fields).map_err(|error| refused_type(at, &error))?;
     let ty = Arc::new(ty);
     if let Some(tag) = tag {
@@ -679,10 +683,14 @@ fn qualified(input: &mut Input<'_, '_>) -> bool {
 /// What stands behind the specifiers.
 fn declarator<'i>(input: &mut Input<'i, '_>, base: Base, place: Place) -> Parsed<(Name<'i>, Type)> {
     let base = pointers(input, base)?;
+    let abi = attributes(input)?;
     if takes(input, "(") {
-        return deeper(input, |input| function_pointer(input, base));
+        return deeper(input, |input| function_pointer(input, base, abi));
     }
     let at = here(input);
+    if abi.is_some() {
+        return Err(expected(at, "the `(` of a pointer to a function"));
+    }
     let name = word(input).map(|name| (name, at));
     let at_array = here(input);
     let mut counts = Vec::new();
@@ -741,9 +749,13 @@ fn pointer_to_base(base: Base) -> Type {
     }
 }
 
-/// What stands behind the `(` of `int (*name)(parameters)`.
-fn function_pointer<'i>(input: &mut Input<'i, '_>, result: Base) -> Parsed<(Name<'i>, Type)> {
-    let abi = attributes(input)?;
+/// What stands behind the `(` of `int (*name)(parameters)`. `leading` is the calling convention that stands before it.
+fn function_pointer<'i>(
+    input: &mut Input<'i, '_>,
+    result: Base,
+    leading: Option<Abi>,
+) -> Parsed<(Name<'i>, Type)> {
+    let abi = attributes(input)?.or(leading);
     let at = here(input);
     take(input, "*", "the `*` of a pointer to a function")?;
     let mut outer = vec![qualified(input)];
@@ -755,17 +767,46 @@ fn function_pointer<'i>(input: &mut Input<'i, '_>, result: Base) -> Parsed<(Name
     }
     let at_name = here(input);
     let name = word(input).map(|name| (name, at_name));
+    if name.is_some() && takes(input, "(") {
+        return Err(refused(at_name, RETURNS_FUNCTION));
+    }
     take(input, ")", "`)`")?;
     if takes(input, "[") {
         return Err(refused(at, "a pointer to an array is not read; write it as a pointer to the element"));
     }
     take(input, "(", "the parameters of the function, in parentheses,")?;
+    let at_result = result.at;
     let function = parameters(input, result, abi)?;
     let mut ty = Target::Function(function).pointer(false);
     for constant in &outer[..outer.len() - 1] {
         ty = ty.pointer_to(*constant);
     }
+    // The pointer is the result of the function that another points to: `void (*)(int) (*)(char)`.
+    if name.is_none()
+        && let Some(leading) = opens_pointer(input)?
+    {
+        let result = Base { target: Target::Type(ty), constant: false, at: at_result };
+        return deeper(input, |input| function_pointer(input, result, leading));
+    }
     Ok((name, ty))
+}
+
+const RETURNS_FUNCTION: &str = "a function that returns a pointer to a function is written `result (*)(parameters) name(parameters)` here, or with a typedef";
+
+/// Takes the `(` of a pointer to a function, and what says its calling convention before, if they and a `*` come next.
+fn opens_pointer(input: &mut Input<'_, '_>) -> Parsed<Option<Option<Abi>>> {
+    let start = input.checkpoint();
+    let leading = attributes(input)?;
+    if takes(input, "(") {
+        let inside = input.checkpoint();
+        attributes(input)?;
+        if takes(input, "*") {
+            input.reset(&inside);
+            return Ok(Some(leading));
+        }
+    }
+    input.reset(&start);
+    Ok(None)
 }
 
 /// The parameters of a function and the parenthesis that ends them.
@@ -837,24 +878,12 @@ fn signature(input: &mut Input<'_, '_>) -> Parsed<(Result<String, usize>, Signat
 
 /// A function that returns a pointer to a function, in the order in which it is printed: `void (*)(int) (int)`.
 fn result_pointer(input: &mut Input<'_, '_>, base: Base) -> Parsed<Base> {
-    let start = input.checkpoint();
     let at = here(input);
-    let opens = takes(input, "(");
-    attributes(input)?;
-    let starred: Parsed<Option<char>> = opt(peek(any)).parse_next(input);
-    if !opens || !matches!(starred, Ok(Some('*'))) {
-        input.reset(&start);
-        return Ok(base);
-    }
-    input.reset(&start);
-    takes(input, "(");
-    let (name, ty) = deeper(input, |input| function_pointer(input, base))?;
+    let Some(leading) = opens_pointer(input)? else { return Ok(base) };
+    let (name, ty) = deeper(input, |input| function_pointer(input, base, leading))?;
     match name {
         None => Ok(Base { target: Target::Type(ty), constant: false, at }),
-        Some((_, at)) => Err(refused(
-            at,
-            "a function that returns a pointer to a function is written `result (*)(parameters) name(parameters)` here, or with a typedef",
-        )),
+        Some((_, at)) => Err(refused(at, RETURNS_FUNCTION)),
     }
 }
 

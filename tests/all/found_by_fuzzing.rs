@@ -31,3 +31,42 @@ fn a_result_survives_more_variadic_arguments_than_registers() {
         assert_eq!(call.result(), Value::F64(0.5 * count as f64), "{count} arguments for `...`");
     }
 }
+
+#[track_caller]
+fn same_again(text: &str) {
+    let signature = Signature::parse(text).unwrap_or_else(|error| panic!("{error}"));
+    assert_eq!(signature.to_string(), text);
+}
+
+/// The struct took the function's calling convention for an attribute of its own.
+#[test]
+fn a_calling_convention_stands_behind_a_struct() {
+    same_again("struct { int x; } __attribute__((sysv_abi)) (int)");
+}
+
+#[test]
+fn a_pointer_to_a_function_has_a_calling_convention() {
+    same_again(
+        "void (int __attribute__((sysv_abi)) (*)(int), struct { int __attribute__((ms_abi)) (*f)(void); })",
+    );
+    let inside = Signature::parse("void (int (__attribute__((ms_abi)) *)(int))").unwrap();
+    assert_eq!(inside, Signature::parse("void (int __attribute__((ms_abi)) (*)(int))").unwrap());
+}
+
+#[test]
+fn results_are_pointers_to_functions_that_return_pointers_to_functions() {
+    same_again("void (*)(int) (*)(char) (double)");
+    same_again(
+        "void __attribute__((ms_abi)) (*)(int) __attribute__((sysv_abi)) (*)(char) __attribute__((ms_abi)) (double)",
+    );
+    same_again("void (void (*)(int) (*)(char) (*)(double))");
+    same_again("void (struct { void (*)(int) (*f)(char); })");
+}
+
+/// A width of more than 65,535 is too much for the standard library.
+#[test]
+fn an_error_far_to_the_right_is_written() {
+    let error = Signature::parse(&format!("{}!", " ".repeat(70_000))).unwrap_err();
+    assert_eq!(error.column(), 70_001);
+    assert!(error.to_string().ends_with("  ^"));
+}
