@@ -8,8 +8,8 @@ use arbitrary::{Result, Unstructured};
 use core::sync::atomic::{AtomicUsize, Ordering};
 use libfuzzer_sys::fuzz_target;
 use reentry::dynamic::{
-    Abi, Call, CallError, Closure, ClosureError, Function, Quarantine, Scalar, Signature, Struct, Type, TypeError,
-    Value,
+    Abi, Call, CallError, Closure, ClosureError, Function, Quarantine, Scalar, Signature, Struct, Type,
+    TypeError, Value,
 };
 use reentry::testkit::bytecode::Program;
 use reentry::testkit::{TestVm, Trap};
@@ -33,8 +33,11 @@ fn ty(u: &mut Unstructured<'_>, depth: usize) -> Result<Type> {
             for index in 0..count {
                 fields.push((format!("f{index}").into(), field(u, depth + 1)?));
             }
-            // Of scalars and arrays of at most nine, three deep.
-            Type::Struct(Arc::new(Struct::new(None, fields).expect("small, and with fields")))
+            match Struct::new(None, fields) {
+                Ok(structure) => Type::Struct(Arc::new(structure)),
+                Err(TypeError::TooLarge { .. }) => Type::pointer(),
+                Err(error) => panic!("{error}"),
+            }
         }
         _ => Type::Scalar(*u.choose(Scalar::ALL)?),
     })
@@ -136,7 +139,13 @@ fn of_variant(value: Value<'_>) -> Option<Type> {
 }
 
 /// Passes values, some as other variants.
-fn pass(u: &mut Unstructured<'_>, call: &mut Call<'_, TestVm>, types: &[Type], values: &[Vec<u8>], fixed: usize) -> Result<()> {
+fn pass(
+    u: &mut Unstructured<'_>,
+    call: &mut Call<'_, TestVm>,
+    types: &[Type],
+    values: &[Vec<u8>],
+    fixed: usize,
+) -> Result<()> {
     for (index, (ty, bytes)) in types.iter().zip(values).enumerate() {
         let value = ty.read(bytes).expect("as many bytes as the type has");
         let value = if index < fixed { disguised(u, value)? } else { value };
@@ -181,6 +190,7 @@ fn run(u: &mut Unstructured<'_>) -> Result<()> {
             assert!(!abi.is_supported() && refused == abi);
             return Ok(());
         }
+        Err(TypeError::TooLarge { .. }) => return Ok(()),
         Err(error) => panic!("{error}"),
     };
     let printed = signature.to_string();
@@ -198,23 +208,27 @@ fn run(u: &mut Unstructured<'_>) -> Result<()> {
     let (throws, collects) = (u.ratio(1, 8)?, u.ratio(1, 8)?);
     let body = Arc::new(Body::default());
     let as_value = |bytes| result.read(bytes).expect("as many bytes");
-    let closure = Closure::builder(&WORLD, &signature).fallback(as_value(&fallback)).on_error(ErrorPolicy::Fallback).build({
-        let (body, result, gives) = (Arc::clone(&body), result.clone(), gives.clone());
-        move |mutator, call| {
-            body.calls.fetch_add(1, Ordering::Relaxed);
-            let seen = call.arguments().zip(call.signature().parameters()).map(|(value, ty)| came(ty, value));
-            *body.seen.lock().unwrap_or_else(PoisonError::into_inner) = seen.collect();
-            assert!(call.get(call.len()).is_none());
-            if collects {
-                TestVm::collect_in(mutator).expect("no root is stale");
+    let closure = Closure::builder(&WORLD, &signature)
+        .fallback(as_value(&fallback))
+        .on_error(ErrorPolicy::Fallback)
+        .build({
+            let (body, result, gives) = (Arc::clone(&body), result.clone(), gives.clone());
+            move |mutator, call| {
+                body.calls.fetch_add(1, Ordering::Relaxed);
+                let seen =
+                    call.arguments().zip(call.signature().parameters()).map(|(value, ty)| came(ty, value));
+                *body.seen.lock().unwrap_or_else(PoisonError::into_inner) = seen.collect();
+                assert!(call.get(call.len()).is_none());
+                if collects {
+                    TestVm::collect_in(mutator).expect("no root is stale");
+                }
+                if result != Type::Void {
+                    assert!(call.returns(Value::Void).is_err());
+                }
+                call.returns(result.read(&gives).expect("as many bytes")).expect("of the result's type");
+                if throws { Err(Trap::NoSuchFunction("none".to_owned())) } else { Ok(()) }
             }
-            if result != Type::Void {
-                assert!(call.returns(Value::Void).is_err());
-            }
-            call.returns(result.read(&gives).expect("as many bytes")).expect("of the result's type");
-            if throws { Err(Trap::NoSuchFunction("none".to_owned())) } else { Ok(()) }
-        }
-    });
+        });
     let closure = closure.expect("a closure");
     let function = Function::new(closure.code(), "closure", &called).expect("not null");
     let mut mutator = WORLD.attach().expect("the only one of this thread");
@@ -255,7 +269,11 @@ fn run(u: &mut Unstructured<'_>) -> Result<()> {
         // SAFETY: the closure has this signature, or that of the call with the types of these values in place of the `...`.
         let got = came(&result, unsafe { call.run() }.expect("the arguments are complete").result());
         assert_eq!(body.calls.swap(0, Ordering::Relaxed), 1);
-        assert_eq!(*body.seen.lock().unwrap_or_else(PoisonError::into_inner), values, "the arguments of `{called}`");
+        assert_eq!(
+            *body.seen.lock().unwrap_or_else(PoisonError::into_inner),
+            values,
+            "the arguments of `{called}`"
+        );
         let expected = if throws { &fallback } else { &gives };
         assert_eq!(&got, expected, "the result of `{called}`");
     }
