@@ -312,6 +312,14 @@ fn word<'i>(input: &mut Input<'i, '_>) -> Option<&'i str> {
     word.ok().flatten()
 }
 
+/// Takes a name if one comes next: a word that C has no use for.
+fn name<'i>(input: &mut Input<'i, '_>) -> Option<&'i str> {
+    const OTHER_WORDS: &[&str] = &["const", "struct", "union", "enum", "typedef"];
+    let next = next_word(input)?;
+    let is_taken = [TYPE_WORDS, IDLE_WORDS, OTHER_WORDS].iter().any(|words| words.contains(&next));
+    if is_taken { None } else { word(input) }
+}
+
 /// The word that comes next, and stays.
 fn next_word<'i>(input: &mut Input<'i, '_>) -> Option<&'i str> {
     here(input);
@@ -473,8 +481,9 @@ fn specifiers(input: &mut Input<'_, '_>) -> Parsed<Base> {
             words.seen.push(known);
         } else if IDLE_WORDS.contains(&next) {
         } else if target.is_some() || !words.seen.is_empty() {
-            if next == "_Complex" {
-                return Err(refused(at_word, reason(next).unwrap_or_default()));
+            // `unsigned __int128`, and no name of that kind.
+            if let Some(why) = reason(next).filter(|_| next.starts_with('_')) {
+                return Err(refused(at_word, why));
             }
             break;
         } else if next == "struct" || next == "union" || next == "enum" {
@@ -663,6 +672,7 @@ fn pointers(input: &mut Input<'_, '_>, mut base: Base) -> Parsed<Base> {
             return Err(refused_type(at, &TypeError::TooDeep));
         }
         let pointer = match base.target {
+            Target::Type(Type::Array(..)) => return Err(refused(at, POINTER_TO_ARRAY)),
             Target::Type(ty) => ty.pointer_to(base.constant),
             target => target.pointer(base.constant),
         };
@@ -691,7 +701,7 @@ fn declarator<'i>(input: &mut Input<'i, '_>, base: Base, place: Place) -> Parsed
     if abi.is_some() {
         return Err(expected(at, "the `(` of a pointer to a function"));
     }
-    let name = word(input).map(|name| (name, at));
+    let name = name(input).map(|name| (name, at));
     let at_array = here(input);
     let mut counts = Vec::new();
     while takes(input, "[") {
@@ -720,10 +730,10 @@ fn declarator<'i>(input: &mut Input<'i, '_>, base: Base, place: Place) -> Parsed
     if place == Place::Parameter && !counts.is_empty() {
         // An array of a parameter is a pointer to its first element, whose own length counts no more.
         if counts.len() > 1 {
-            return Err(refused(
-                at_array,
-                "a pointer to an array is not read; write it as a pointer to the element",
-            ));
+            return Err(refused(at_array, POINTER_TO_ARRAY));
+        }
+        if matches!(base.target, Target::Type(Type::Array(..))) {
+            return Err(refused(at_array, POINTER_TO_ARRAY));
         }
         return Ok((name, pointer_to_base(base)));
     }
@@ -737,9 +747,19 @@ fn declarator<'i>(input: &mut Input<'i, '_>, base: Base, place: Place) -> Parsed
     if place == Place::Parameter && ty == Type::Void {
         return Err(refused(at_base, "a parameter cannot be `void`; leave it out"));
     }
-    let _ = constant; // of the parameter or field itself: the caller does not see it
-    // A typedef can be an array too.
-    Ok((name, if place == Place::Parameter { ty.as_parameter() } else { ty }))
+    // A typedef can be an array too. Otherwise `const` is of the parameter or field itself, and the caller does not see it.
+    Ok((
+        name,
+        match ty {
+            Type::Array(element, _) if place == Place::Parameter => {
+                if matches!(*element, Type::Array(..)) {
+                    return Err(refused(at_base, POINTER_TO_ARRAY));
+                }
+                Arc::unwrap_or_clone(element).pointer_to(constant)
+            }
+            ty => ty,
+        },
+    ))
 }
 
 fn pointer_to_base(base: Base) -> Type {
@@ -766,13 +786,13 @@ fn function_pointer<'i>(
         }
     }
     let at_name = here(input);
-    let name = word(input).map(|name| (name, at_name));
+    let name = name(input).map(|name| (name, at_name));
     if name.is_some() && takes(input, "(") {
         return Err(refused(at_name, RETURNS_FUNCTION));
     }
     take(input, ")", "`)`")?;
     if takes(input, "[") {
-        return Err(refused(at, "a pointer to an array is not read; write it as a pointer to the element"));
+        return Err(refused(at, POINTER_TO_ARRAY));
     }
     take(input, "(", "the parameters of the function, in parentheses,")?;
     let at_result = result.at;
@@ -790,6 +810,8 @@ fn function_pointer<'i>(
     }
     Ok((name, ty))
 }
+
+const POINTER_TO_ARRAY: &str = "a pointer to an array is not read; write it as a pointer to the element";
 
 const RETURNS_FUNCTION: &str = "a function that returns a pointer to a function is written `result (*)(parameters) name(parameters)` here, or with a typedef";
 
@@ -856,7 +878,7 @@ fn signature(input: &mut Input<'_, '_>) -> Parsed<(Result<String, usize>, Signat
     let base = result_pointer(input, base)?;
     let abi = attributes(input)?.or(leading);
     let at = here(input);
-    let name = word(input).map(str::to_owned).ok_or(at);
+    let name = name(input).map(str::to_owned).ok_or(at);
     take(input, "(", "the parameters in parentheses")?;
     let signature = deeper(input, |input| parameters(input, base, abi))?;
     let trailing = attributes(input)?;

@@ -1,7 +1,7 @@
 //! What the targets in `fuzz/` have found, each as the smallest case.
 
 use reentry::World;
-use reentry::dynamic::{Closure, Function, Signature, Value};
+use reentry::dynamic::{Closure, Function, Signature, Types, Value};
 use reentry::testkit::TestVm;
 
 /// The function alone would be called through registers, and what stands for `...` has no room there: the result is where libffi writes it.
@@ -69,4 +69,29 @@ fn an_error_far_to_the_right_is_written() {
     let error = Signature::parse(&format!("{}!", " ".repeat(70_000))).unwrap_err();
     assert_eq!(error.column(), 70_001);
     assert!(error.to_string().ends_with("  ^"));
+}
+
+/// It was taken for the parameter's name, and the parameter for an `unsigned int`.
+#[test]
+fn a_word_of_c_is_no_name() {
+    for text in
+        ["int (unsigned __int128)", "int (unsigned _BitInt(7))", "int (size_t int)", "int (int struct)"]
+    {
+        assert!(Signature::parse(text).is_err(), "{text}");
+    }
+}
+
+/// A pointer to an array, which is not read, came in by a typedef; what was printed of it nobody could read.
+#[test]
+fn a_typedef_of_an_array_makes_no_pointer_to_an_array() {
+    let mut types = Types::new();
+    types.declare("typedef int row[3]; typedef row square[3];").unwrap();
+    for text in ["void (row*)", "void (row rows[3])", "void (square)"] {
+        let error = types.signature(text).unwrap_err();
+        assert_eq!(
+            error.message(),
+            "a pointer to an array is not read; write it as a pointer to the element"
+        );
+    }
+    assert_eq!(types.signature("void (const row, row)").unwrap().to_string(), "void (const int*, int*)");
 }
