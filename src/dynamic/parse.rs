@@ -770,6 +770,10 @@ fn pointer_to_base(base: Base) -> Type {
 }
 
 /// What stands behind the `(` of `int (*name)(parameters)`. `leading` is the calling convention that stands before it.
+///
+/// # Errors
+///
+/// If it is no pointer to a function.
 fn function_pointer<'i>(
     input: &mut Input<'i, '_>,
     result: Base,
@@ -816,6 +820,10 @@ const POINTER_TO_ARRAY: &str = "a pointer to an array is not read; write it as a
 const RETURNS_FUNCTION: &str = "a function that returns a pointer to a function is written `result (*)(parameters) name(parameters)` here, or with a typedef";
 
 /// Takes the `(` of a pointer to a function, and what says its calling convention before, if they and a `*` come next.
+///
+/// # Errors
+///
+/// If an attribute before it is refused.
 fn opens_pointer(input: &mut Input<'_, '_>) -> Parsed<Option<Option<Abi>>> {
     let start = input.checkpoint();
     let leading = attributes(input)?;

@@ -174,6 +174,11 @@ fn blanks_between_tokens_do_not_matter() {
     ran.unwrap();
 }
 
+/// The line is one of the text's, and the column one of the line's or the one behind it.
+///
+/// # Errors
+///
+/// If they are not.
 fn points_into(text: &str, error: &SignatureError) -> Result<(), TestCaseError> {
     let line = text.split('\n').nth(error.line().wrapping_sub(1));
     let Some(line) = line else { return Err(TestCaseError::fail(format!("{error:?} in {text:?}"))) };
