@@ -9,6 +9,7 @@ use core::cell::Cell;
 use core::ffi::{c_int, c_void};
 use core::hint::black_box;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use reentry::dynamic::{Abi, Signature, Type};
 use reentry::faults::Faults;
 use reentry::testkit::bytecode::Program;
 use reentry::testkit::{Ref, StackMoves, TestVm, Trap};
@@ -565,4 +566,21 @@ fn jumps_over_upcalls_allocate_nothing_and_nothing_grows() {
         (0..WARM_UP).for_each(|_| jump_a_hundred_times(&mut mutator));
         assert!(allocations(|| jump_a_hundred_times(&mut mutator)) > 100);
     }
+}
+
+/// The cache of signatures forgets those that nobody uses.
+#[test]
+fn a_hundred_thousand_signatures_leave_nothing_behind() {
+    let make = |index: u32| {
+        let parameters = vec![Type::Enum(format!("tag{index}").into()), Type::pointer()];
+        drop(Signature::new(Abi::C, Type::Void, parameters).unwrap());
+    };
+    (0..1000).for_each(make);
+    let (mut least, mut most) = (i64::MAX, 0);
+    for index in 1000..101_000 {
+        make(index);
+        let (_, bytes) = LIVE.get();
+        (least, most) = (least.min(bytes), most.max(bytes));
+    }
+    assert!(most - least < 1 << 16, "from {least} to {most} bytes");
 }

@@ -9,6 +9,7 @@
 //!
 //! Types that stand behind `...` are those of one call. Everything else is a subset of C; what C has beyond it is refused by name, with what to write instead.
 
+mod keywords;
 mod tokens;
 
 pub use tokens::SignatureError;
@@ -17,16 +18,14 @@ use super::abi::Abi;
 use super::signature::Signature;
 use super::types::{DEEPEST, LARGEST, Scalar, Struct, Target, Type, TypeError};
 use core::fmt;
+use keywords::{IDLE_WORDS, TYPE_WORDS, Words, reason};
 use std::collections::HashMap;
 use std::sync::Arc;
 use tokens::{
-    Input, Parsed, State, at_end, deeper, expected, here, next_word, number, refused, refused_type, take,
-    takes, word,
+    Input, Parsed, State, at_end, deeper, expected, here, name, next_word, number, refused, refused_type,
+    take, takes, word,
 };
-use winnow::Parser;
-use winnow::combinator::{opt, peek};
 use winnow::stream::{LocatingSlice, Stateful, Stream};
-use winnow::token::any;
 
 /// The names that declarations have introduced: structs, enumerations and their constants, and typedefs.
 ///
@@ -185,70 +184,6 @@ impl Base {
     }
 }
 
-/// One of C's own types, as words.
-#[derive(Default)]
-struct Words {
-    seen: Vec<&'static str>,
-}
-
-impl Words {
-    fn count(&self, word: &str) -> usize {
-        self.seen.iter().filter(|seen| **seen == word).count()
-    }
-
-    /// The type that the words make.
-    fn scalar(&self) -> Option<Type> {
-        let (long, unsigned, signed) = (self.count("long"), self.count("unsigned"), self.count("signed"));
-        let rest: Vec<_> = ["void", "_Bool", "char", "short", "int", "float", "double"]
-            .into_iter()
-            .filter(|word| self.count(word) > 0)
-            .collect();
-        let once = self.seen.iter().all(|word| *word == "long" || self.count(word) == 1);
-        if !once || long > 2 || unsigned + signed > 1 {
-            return None;
-        }
-        let pick = |plain, without_sign| Some(if unsigned > 0 { without_sign } else { plain });
-        let scalar = match (&rest[..], long) {
-            (["void"], 0) if self.seen.len() == 1 => return Some(Type::Void),
-            (["_Bool"], 0) if self.seen.len() == 1 => Some(Scalar::Bool),
-            (["float"], 0) if self.seen.len() == 1 => Some(Scalar::Float),
-            (["double"], 0) if self.seen.len() == 1 => Some(Scalar::Double),
-            (["double"], 1) if self.seen.len() == 2 => Some(Scalar::LongDouble),
-            (["char"], 0) if signed > 0 => Some(Scalar::SChar),
-            (["char"], 0) => pick(Scalar::Char, Scalar::UChar),
-            (["short"] | ["short", "int"], 0) => pick(Scalar::Short, Scalar::UShort),
-            ([] | ["int"], 0) => pick(Scalar::Int, Scalar::UInt),
-            ([] | ["int"], 1) => pick(Scalar::Long, Scalar::ULong),
-            ([] | ["int"], 2) => pick(Scalar::LongLong, Scalar::ULongLong),
-            _ => None,
-        };
-        scalar.map(Type::Scalar)
-    }
-}
-
-/// The words C's own types are made of.
-const TYPE_WORDS: &[&str] =
-    &["void", "_Bool", "char", "short", "int", "long", "float", "double", "signed", "unsigned"];
-
-/// Words that change nothing about how a value is passed.
-const IDLE_WORDS: &[&str] =
-    &["volatile", "restrict", "__restrict", "register", "extern", "static", "inline", "_Noreturn"];
-
-/// Says why a word of C is refused.
-fn reason(word: &str) -> Option<&'static str> {
-    Some(match word {
-        "union" => {
-            "a union is not passed by value here: libffi has no description of it; pass a pointer to it"
-        }
-        "_Complex" | "complex" => "a complex number is not passed by value here; pass a pointer to it",
-        "__int128" | "_BitInt" => "libffi has no integer of that size; pass a pointer to it",
-        "_Alignas" | "alignas" | "_Atomic" => {
-            "a type with an alignment of its own is not passed by value here; pass a pointer to it"
-        }
-        _ => return None,
-    })
-}
-
 /// Specifiers: what stands before the stars and the name.
 ///
 /// # Errors
@@ -270,8 +205,9 @@ fn specifiers(input: &mut Input<'_, '_>) -> Parsed<Base> {
             words.seen.push(known);
         } else if IDLE_WORDS.contains(&next) {
         } else if target.is_some() || !words.seen.is_empty() {
-            if next == "_Complex" {
-                return Err(refused(at_word, reason(next).unwrap_or_default()));
+            // `unsigned __int128`, and no name of that kind.
+            if let Some(why) = reason(next).filter(|_| next.starts_with('_')) {
+                return Err(refused(at_word, why));
             }
             break;
         } else if next == "struct" || next == "union" || next == "enum" {
@@ -367,7 +303,11 @@ fn structure(input: &mut Input<'_, '_>, at: usize) -> Parsed<Target> {
         });
     }
     let fields = deeper(input, fields)?;
-    attributes(input)?;
+    let start = input.checkpoint();
+    // A calling convention is that of a function whose result the struct is.
+    if attributes(input)?.is_some() {
+        input.reset(&start);
+    }
     let ty = Struct::new(tag, fields).map_err(|error| refused_type(at, &error))?;
     let ty = Arc::new(ty);
     if let Some(tag) = tag {
@@ -480,6 +420,7 @@ fn pointers(input: &mut Input<'_, '_>, mut base: Base) -> Parsed<Base> {
             return Err(refused_type(at, &TypeError::TooDeep));
         }
         let pointer = match base.target {
+            Target::Type(Type::Array(..)) => return Err(refused(at, POINTER_TO_ARRAY)),
             Target::Type(ty) => ty.pointer_to(base.constant),
             target => target.pointer(base.constant),
         };
@@ -504,11 +445,15 @@ fn qualified(input: &mut Input<'_, '_>) -> bool {
 /// What is wrong with the text.
 fn declarator<'i>(input: &mut Input<'i, '_>, base: Base, place: Place) -> Parsed<(Name<'i>, Type)> {
     let base = pointers(input, base)?;
+    let abi = attributes(input)?;
     if takes(input, "(") {
-        return deeper(input, |input| function_pointer(input, base));
+        return deeper(input, |input| function_pointer(input, base, abi));
     }
     let at = here(input);
-    let name = word(input).map(|name| (name, at));
+    if abi.is_some() {
+        return Err(expected(at, "the `(` of a pointer to a function"));
+    }
+    let name = name(input).map(|name| (name, at));
     let at_array = here(input);
     let mut counts = Vec::new();
     while takes(input, "[") {
@@ -537,10 +482,10 @@ fn declarator<'i>(input: &mut Input<'i, '_>, base: Base, place: Place) -> Parsed
     if place == Place::Parameter && !counts.is_empty() {
         // An array of a parameter is a pointer to its first element, whose own length counts no more.
         if counts.len() > 1 {
-            return Err(refused(
-                at_array,
-                "a pointer to an array is not read; write it as a pointer to the element",
-            ));
+            return Err(refused(at_array, POINTER_TO_ARRAY));
+        }
+        if matches!(base.target, Target::Type(Type::Array(..))) {
+            return Err(refused(at_array, POINTER_TO_ARRAY));
         }
         return Ok((name, pointer_to_base(base)));
     }
@@ -554,9 +499,19 @@ fn declarator<'i>(input: &mut Input<'i, '_>, base: Base, place: Place) -> Parsed
     if place == Place::Parameter && ty == Type::Void {
         return Err(refused(at_base, "a parameter cannot be `void`; leave it out"));
     }
-    let _ = constant; // of the parameter or field itself: the caller does not see it
-    // A typedef can be an array too.
-    Ok((name, if place == Place::Parameter { ty.into_parameter() } else { ty }))
+    // A typedef can be an array too. Otherwise `const` is of the parameter or field itself, and the caller does not see it.
+    Ok((
+        name,
+        match ty {
+            Type::Array(element, _) if place == Place::Parameter => {
+                if matches!(*element, Type::Array(..)) {
+                    return Err(refused(at_base, POINTER_TO_ARRAY));
+                }
+                Arc::unwrap_or_clone(element).pointer_to(constant)
+            }
+            ty => ty,
+        },
+    ))
 }
 
 fn pointer_to_base(base: Base) -> Type {
@@ -566,13 +521,17 @@ fn pointer_to_base(base: Base) -> Type {
     }
 }
 
-/// What stands behind the `(` of `int (*name)(parameters)`.
+/// What stands behind the `(` of `int (*name)(parameters)`. `leading` is the calling convention that stands before it.
 ///
 /// # Errors
 ///
-/// What is wrong with the text.
-fn function_pointer<'i>(input: &mut Input<'i, '_>, result: Base) -> Parsed<(Name<'i>, Type)> {
-    let abi = attributes(input)?;
+/// If it is no pointer to a function.
+fn function_pointer<'i>(
+    input: &mut Input<'i, '_>,
+    result: Base,
+    leading: Option<Abi>,
+) -> Parsed<(Name<'i>, Type)> {
+    let abi = attributes(input)?.or(leading);
     let at = here(input);
     take(input, "*", "the `*` of a pointer to a function")?;
     let mut outer = vec![qualified(input)];
@@ -583,18 +542,53 @@ fn function_pointer<'i>(input: &mut Input<'i, '_>, result: Base) -> Parsed<(Name
         }
     }
     let at_name = here(input);
-    let name = word(input).map(|name| (name, at_name));
+    let name = name(input).map(|name| (name, at_name));
+    if name.is_some() && takes(input, "(") {
+        return Err(refused(at_name, RETURNS_FUNCTION));
+    }
     take(input, ")", "`)`")?;
     if takes(input, "[") {
-        return Err(refused(at, "a pointer to an array is not read; write it as a pointer to the element"));
+        return Err(refused(at, POINTER_TO_ARRAY));
     }
     take(input, "(", "the parameters of the function, in parentheses,")?;
+    let at_result = result.at;
     let function = parameters(input, result, abi)?;
     let mut ty = Target::Function(function).pointer(false);
     for constant in &outer[..outer.len() - 1] {
         ty = ty.pointer_to(*constant);
     }
+    // The pointer is the result of the function that another points to: `void (*)(int) (*)(char)`.
+    if name.is_none()
+        && let Some(leading) = opens_pointer(input)?
+    {
+        let result = Base { target: Target::Type(ty), constant: false, at: at_result };
+        return deeper(input, |input| function_pointer(input, result, leading));
+    }
     Ok((name, ty))
+}
+
+const POINTER_TO_ARRAY: &str = "a pointer to an array is not read; write it as a pointer to the element";
+
+const RETURNS_FUNCTION: &str = "a function that returns a pointer to a function is written `result (*)(parameters) name(parameters)` here, or with a typedef";
+
+/// Takes the `(` of a pointer to a function, and what says its calling convention before, if they and a `*` come next.
+///
+/// # Errors
+///
+/// If an attribute before it is refused.
+fn opens_pointer(input: &mut Input<'_, '_>) -> Parsed<Option<Option<Abi>>> {
+    let start = input.checkpoint();
+    let leading = attributes(input)?;
+    if takes(input, "(") {
+        let inside = input.checkpoint();
+        attributes(input)?;
+        if takes(input, "*") {
+            input.reset(&inside);
+            return Ok(Some(leading));
+        }
+    }
+    input.reset(&start);
+    Ok(None)
 }
 
 /// The parameters of a function and the parenthesis that ends them.
@@ -655,7 +649,7 @@ fn signature(input: &mut Input<'_, '_>) -> Parsed<(Result<String, usize>, Signat
     let base = result_pointer(input, base)?;
     let abi = attributes(input)?.or(leading);
     let at = here(input);
-    let name = word(input).map(str::to_owned).ok_or(at);
+    let name = name(input).map(str::to_owned).ok_or(at);
     take(input, "(", "the parameters in parentheses")?;
     let signature = deeper(input, |input| parameters(input, base, abi))?;
     let trailing = attributes(input)?;
@@ -681,24 +675,12 @@ fn signature(input: &mut Input<'_, '_>) -> Parsed<(Result<String, usize>, Signat
 ///
 /// What is wrong with the text.
 fn result_pointer(input: &mut Input<'_, '_>, base: Base) -> Parsed<Base> {
-    let start = input.checkpoint();
     let at = here(input);
-    let opens = takes(input, "(");
-    attributes(input)?;
-    let starred: Parsed<Option<char>> = opt(peek(any)).parse_next(input);
-    if !opens || !matches!(starred, Ok(Some('*'))) {
-        input.reset(&start);
-        return Ok(base);
-    }
-    input.reset(&start);
-    takes(input, "(");
-    let (name, ty) = deeper(input, |input| function_pointer(input, base))?;
+    let Some(leading) = opens_pointer(input)? else { return Ok(base) };
+    let (name, ty) = deeper(input, |input| function_pointer(input, base, leading))?;
     match name {
         None => Ok(Base { target: Target::Type(ty), constant: false, at }),
-        Some((_, at)) => Err(refused(
-            at,
-            "a function that returns a pointer to a function is written `result (*)(parameters) name(parameters)` here, or with a typedef",
-        )),
+        Some((_, at)) => Err(refused(at, RETURNS_FUNCTION)),
     }
 }
 

@@ -1,6 +1,7 @@
 //! Signs, words and numbers, and what an error says of them.
 
 use super::Types;
+use super::keywords::{IDLE_WORDS, TYPE_WORDS};
 use crate::dynamic::types::{DEEPEST, Struct, Type, TypeError};
 use std::sync::Arc;
 use winnow::Parser;
@@ -25,7 +26,7 @@ use winnow::token::{one_of, take_while};
 /// );
 /// ```
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
-#[error("{message}, in column {column}:\n  {line}\n  {:>column$}", '^', column = .column)]
+#[error("{message}, in column {column}:\n  {line}\n  {}^", " ".repeat(*.column - 1))]
 pub struct SignatureError {
     message: String,
     /// The line of the text that it is in.
@@ -183,6 +184,14 @@ pub(super) fn word<'i>(input: &mut Input<'i, '_>) -> Option<&'i str> {
     let first = one_of(|c: char| c.is_ascii_alphabetic() || c == '_');
     let word: Parsed<Option<&str>> = opt((first, take_while(0.., is_in_name)).take()).parse_next(input);
     word.ok().flatten()
+}
+
+/// Takes a name if one comes next: a word that C has no use for.
+pub(super) fn name<'i>(input: &mut Input<'i, '_>) -> Option<&'i str> {
+    const OTHER_WORDS: &[&str] = &["const", "struct", "union", "enum", "typedef"];
+    let next = next_word(input)?;
+    let is_taken = [TYPE_WORDS, IDLE_WORDS, OTHER_WORDS].iter().any(|words| words.contains(&next));
+    if is_taken { None } else { word(input) }
 }
 
 /// The word that comes next, and stays.
