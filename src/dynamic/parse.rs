@@ -22,8 +22,8 @@ use keywords::{IDLE_WORDS, TYPE_WORDS, Words, reason};
 use std::collections::HashMap;
 use std::sync::Arc;
 use tokens::{
-    Input, Parsed, State, at_end, deeper, expected, here, name, next_word, number, refused, refused_type,
-    take, takes, word,
+    Input, Parsed, State, at_end, deeper, expected, here, name, next_is, next_word, number, refused,
+    refused_type, take, takes, word,
 };
 use winnow::stream::{LocatingSlice, Stateful, Stream};
 
@@ -48,7 +48,8 @@ use winnow::stream::{LocatingSlice, Stateful, Stream};
 /// ```
 #[derive(Clone, Default, Debug)]
 pub struct Types {
-    names: HashMap<Arc<str>, Type>,
+    /// A struct without fields may have a name too: `typedef struct sqlite3 sqlite3`.
+    names: HashMap<Arc<str>, Target>,
     structs: HashMap<Arc<str>, Arc<Struct>>,
     constants: HashMap<Arc<str>, i64>,
 }
@@ -80,13 +81,16 @@ impl Types {
 
     /// Gives a type a name.
     pub fn define(&mut self, name: &str, ty: Type) {
-        self.names.insert(name.into(), ty);
+        self.names.insert(name.into(), Target::Type(ty));
     }
 
-    /// The type of this name.
+    /// The type of this name. Nothing for one that names a struct whose fields are not declared: pointers to it can be.
     #[must_use]
     pub fn get(&self, name: &str) -> Option<&Type> {
-        self.names.get(name)
+        match self.names.get(name) {
+            Some(Target::Type(ty)) => Some(ty),
+            _ => None,
+        }
     }
 
     /// The constant of an enumeration.
@@ -225,8 +229,8 @@ fn specifiers(input: &mut Input<'_, '_>) -> Parsed<Base> {
             return Err(refused(at_word, why));
         } else if let Some(scalar) = Scalar::ALL.iter().find(|scalar| scalar.name() == next) {
             target = Some(Target::Type(Type::Scalar(*scalar)));
-        } else if let Some(ty) = input.state.name(next) {
-            target = Some(Target::Type(ty.clone()));
+        } else if let Some(known) = input.state.name(next) {
+            target = Some(input.state.completed(known.clone()));
         } else {
             return Err(refused(at_word, format!("there is no type `{next}`; declare it first")));
         }
@@ -361,7 +365,7 @@ fn enumeration(input: &mut Input<'_, '_>) -> Parsed<Target> {
     let tag = word(input);
     if takes(input, "{") {
         let mut next = 0_i64;
-        while !takes(input, "}") {
+        loop {
             let Some(name) = word(input) else { return Err(expected(here(input), "the name of a constant")) };
             if takes(input, "=") {
                 let at = here(input);
@@ -376,9 +380,12 @@ fn enumeration(input: &mut Input<'_, '_>) -> Parsed<Target> {
             }
             input.state.new.constants.insert(name.into(), next);
             next += 1;
-            if !takes(input, ",") {
-                take(input, "}", "`,` or `}`")?;
+            let more = takes(input, ",");
+            if takes(input, "}") {
                 break;
+            }
+            if !more {
+                return Err(expected(here(input), "`,` or `}`"));
             }
         }
     } else if tag.is_none() {
@@ -447,13 +454,24 @@ fn declarator<'i>(input: &mut Input<'i, '_>, base: Base, place: Place) -> Parsed
     let base = pointers(input, base)?;
     let abi = attributes(input)?;
     if takes(input, "(") {
-        return deeper(input, |input| function_pointer(input, base, abi));
+        return deeper(input, |input| function_pointer(input, base, abi, place));
     }
     let at = here(input);
     if abi.is_some() {
         return Err(expected(at, "the `(` of a pointer to a function"));
     }
     let name = name(input).map(|name| (name, at));
+    let at_array = here(input);
+    let counts = lengths(input, place)?;
+    Ok((name, array(base, counts, at_array, place)?))
+}
+
+/// The lengths of an array, if one comes.
+///
+/// # Errors
+///
+/// If one is missing or too large.
+fn lengths(input: &mut Input<'_, '_>, place: Place) -> Parsed<Vec<usize>> {
     let at_array = here(input);
     let mut counts = Vec::new();
     while takes(input, "[") {
@@ -478,16 +496,22 @@ fn declarator<'i>(input: &mut Input<'i, '_>, base: Base, place: Place) -> Parsed
         }
         take(input, "]", "`]`")?;
     }
+    Ok(counts)
+}
+
+/// An array of so many, or what C makes of it at this place; of none: the type itself.
+///
+/// # Errors
+///
+/// If it cannot stand there.
+fn array(base: Base, counts: Vec<usize>, at_array: usize, place: Place) -> Parsed<Type> {
     let (at_base, constant) = (base.at, base.constant);
     if place == Place::Parameter && !counts.is_empty() {
         // An array of a parameter is a pointer to its first element, whose own length counts no more.
-        if counts.len() > 1 {
+        if counts.len() > 1 || matches!(base.target, Target::Type(Type::Array(..))) {
             return Err(refused(at_array, POINTER_TO_ARRAY));
         }
-        if matches!(base.target, Target::Type(Type::Array(..))) {
-            return Err(refused(at_array, POINTER_TO_ARRAY));
-        }
-        return Ok((name, pointer_to_base(base)));
+        return Ok(pointer_to_base(base));
     }
     let mut ty = base.value()?;
     for count in counts.into_iter().rev() {
@@ -500,18 +524,15 @@ fn declarator<'i>(input: &mut Input<'i, '_>, base: Base, place: Place) -> Parsed
         return Err(refused(at_base, "a parameter cannot be `void`; leave it out"));
     }
     // A typedef can be an array too. Otherwise `const` is of the parameter or field itself, and the caller does not see it.
-    Ok((
-        name,
-        match ty {
-            Type::Array(element, _) if place == Place::Parameter => {
-                if matches!(*element, Type::Array(..)) {
-                    return Err(refused(at_base, POINTER_TO_ARRAY));
-                }
-                Arc::unwrap_or_clone(element).pointer_to(constant)
+    Ok(match ty {
+        Type::Array(element, _) if place == Place::Parameter => {
+            if matches!(*element, Type::Array(..)) {
+                return Err(refused(at_base, POINTER_TO_ARRAY));
             }
-            ty => ty,
-        },
-    ))
+            Arc::unwrap_or_clone(element).pointer_to(constant)
+        }
+        ty => ty,
+    })
 }
 
 fn pointer_to_base(base: Base) -> Type {
@@ -530,6 +551,7 @@ fn function_pointer<'i>(
     input: &mut Input<'i, '_>,
     result: Base,
     leading: Option<Abi>,
+    place: Place,
 ) -> Parsed<(Name<'i>, Type)> {
     let abi = attributes(input)?.or(leading);
     let at = here(input);
@@ -546,6 +568,8 @@ fn function_pointer<'i>(
     if name.is_some() && takes(input, "(") {
         return Err(refused(at_name, RETURNS_FUNCTION));
     }
+    let at_array = here(input);
+    let counts = lengths(input, place)?;
     take(input, ")", "`)`")?;
     if takes(input, "[") {
         return Err(refused(at, POINTER_TO_ARRAY));
@@ -557,12 +581,17 @@ fn function_pointer<'i>(
     for constant in &outer[..outer.len() - 1] {
         ty = ty.pointer_to(*constant);
     }
+    if !counts.is_empty() {
+        let constant = outer.last() == Some(&true);
+        let base = Base { target: Target::Type(ty), constant, at: at_result };
+        return Ok((name, array(base, counts, at_array, place)?));
+    }
     // The pointer is the result of the function that another points to: `void (*)(int) (*)(char)`.
     if name.is_none()
         && let Some(leading) = opens_pointer(input)?
     {
         let result = Base { target: Target::Type(ty), constant: false, at: at_result };
-        return deeper(input, |input| function_pointer(input, result, leading));
+        return deeper(input, |input| function_pointer(input, result, leading, place));
     }
     Ok((name, ty))
 }
@@ -677,7 +706,7 @@ fn signature(input: &mut Input<'_, '_>) -> Parsed<(Result<String, usize>, Signat
 fn result_pointer(input: &mut Input<'_, '_>, base: Base) -> Parsed<Base> {
     let at = here(input);
     let Some(leading) = opens_pointer(input)? else { return Ok(base) };
-    let (name, ty) = deeper(input, |input| function_pointer(input, base, leading))?;
+    let (name, ty) = deeper(input, |input| function_pointer(input, base, leading, Place::Type))?;
     match name {
         None => Ok(Base { target: Target::Type(ty), constant: false, at }),
         Some((_, at)) => Err(refused(at, RETURNS_FUNCTION)),
@@ -701,13 +730,22 @@ fn declaration(input: &mut Input<'_, '_>) -> Parsed<()> {
     let base = specifiers(input)?;
     if typedef {
         loop {
-            let (name, ty) = declarator(input, base.clone(), Place::Type)?;
-            let Some((name, at)) = name else { return Err(expected(here(input), "the name of the type")) };
-            let ty = ty.named(name);
-            if input.state.name(name).is_some_and(|known| *known != ty) {
+            let (name, target) = match named_alone(input, &base) {
+                Some(named) => named,
+                None => {
+                    let (name, ty) = declarator(input, base.clone(), Place::Type)?;
+                    let Some((name, at)) = name else {
+                        return Err(expected(here(input), "the name of the type"));
+                    };
+                    ty.extent().check().map_err(|error| refused_type(at, &error))?;
+                    ((name, at), Target::Type(ty.named(name)))
+                }
+            };
+            let (name, at) = name;
+            if input.state.name(name).is_some_and(|known| *known != target) {
                 return Err(refused(at, format!("`{name}` has been declared already, as another type")));
             }
-            input.state.new.names.insert(name.into(), ty);
+            input.state.new.names.insert(name.into(), target);
             if !takes(input, ",") {
                 break;
             }
@@ -718,6 +756,19 @@ fn declaration(input: &mut Input<'_, '_>) -> Parsed<()> {
         return Err(expected(at, "a struct, an enumeration or a typedef"));
     }
     take(input, ";", "`;`")
+}
+
+/// Takes the name in `typedef struct sqlite3 sqlite3;`: of a struct that is known by name, and has another now.
+fn named_alone<'i>(input: &mut Input<'i, '_>, base: &Base) -> Option<((&'i str, usize), Target)> {
+    let Target::Named(_) = &base.target else { return None };
+    let start = input.checkpoint();
+    let at = here(input);
+    let named = name(input).map(|name| ((name, at), base.target.clone()));
+    if named.is_none() || next_is(input, "[") {
+        input.reset(&start);
+        return None;
+    }
+    named
 }
 
 impl Type {

@@ -58,6 +58,46 @@ pub enum Target {
     Function(Signature),
 }
 
+/// How deep a type nests, whatever it is made of, and of how many parts it is, written out.
+///
+/// Types share what they are made of, so that a short text can declare one that would fill the memory when it is printed.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+pub(super) struct Extent {
+    depth: u32,
+    parts: u32,
+}
+
+impl Extent {
+    /// What has these parts.
+    pub(super) fn around(parts: impl IntoIterator<Item = Self>) -> Self {
+        let mut whole = Self { depth: 0, parts: 1 };
+        for part in parts {
+            whole.depth = whole.depth.max(part.depth.saturating_add(1));
+            whole.parts = whole.parts.saturating_add(part.parts);
+        }
+        whole
+    }
+
+    /// # Errors
+    ///
+    /// If it is too much.
+    pub(super) fn check(self) -> Result<Self, TypeError> {
+        if self.depth > MOST_LAYERS {
+            Err(TypeError::TooDeep)
+        } else if self.parts > MOST_PARTS {
+            Err(TypeError::TooIntricate)
+        } else {
+            Ok(self)
+        }
+    }
+}
+
+/// How deep a type may nest, pointers and functions counted.
+const MOST_LAYERS: u32 = 4 * DEEPEST as u32;
+
+/// How many parts a type may have, written out.
+const MOST_PARTS: u32 = 20_000;
+
 impl Target {
     pub(super) fn pointer(self, constant: bool) -> Type {
         Type::Pointer(Arc::new(Pointee { constant, target: self }))
@@ -283,6 +323,7 @@ pub struct Struct {
     pub(super) fields: Box<[Field]>,
     pub(super) size: usize,
     pub(super) alignment: usize,
+    pub(super) extent: Extent,
 }
 
 /// A field of a [`Struct`].
@@ -337,6 +378,9 @@ pub enum TypeError {
     /// Types inside one another, too deep.
     #[error("types are nested more than {DEEPEST} deep; simplify the declaration")]
     TooDeep,
+    /// A type of too many parts, each of which may have been declared by itself.
+    #[error("written out, the type has more than {MOST_PARTS} parts; declare pointers in it as `void*`")]
+    TooIntricate,
     /// More parameters than the crate passes.
     #[error("{count} parameters are more than the {MOST} that are passed; pass a pointer to a struct")]
     TooManyParameters {
@@ -397,7 +441,8 @@ impl Struct {
             laid.push(Field { name, ty, offset });
         }
         let size = end.next_multiple_of(alignment);
-        Ok(Self { tag: tag.map(Arc::from), fields: laid.into(), size, alignment })
+        let extent = Extent::around(laid.iter().map(|field| field.ty.extent())).check()?;
+        Ok(Self { tag: tag.map(Arc::from), fields: laid.into(), size, alignment, extent })
     }
 
     /// Its tag, if it has one.
@@ -497,6 +542,19 @@ impl Type {
             Self::Struct(ty) => 1 + ty.fields.iter().map(|field| field.ty.depth()).max().unwrap_or(0),
             Self::Array(ty, _) => 1 + ty.depth(),
             _ => 0,
+        }
+    }
+
+    pub(super) fn extent(&self) -> Extent {
+        match self {
+            Self::Struct(ty) => ty.extent,
+            Self::Array(ty, _) => Extent::around([ty.extent()]),
+            Self::Pointer(pointee) => match &pointee.target {
+                Target::Type(ty) => Extent::around([ty.extent()]),
+                Target::Named(_) => Extent::around([]),
+                Target::Function(signature) => Extent::around([signature.extent()]),
+            },
+            Self::Void | Self::Scalar(_) | Self::Enum(_) => Extent::around([]),
         }
     }
 

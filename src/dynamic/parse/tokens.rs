@@ -2,7 +2,7 @@
 
 use super::Types;
 use super::keywords::{IDLE_WORDS, TYPE_WORDS};
-use crate::dynamic::types::{DEEPEST, Struct, Type, TypeError};
+use crate::dynamic::types::{DEEPEST, Struct, Target, Type, TypeError};
 use std::sync::Arc;
 use winnow::Parser;
 use winnow::ascii::{digit1, hex_digit1, multispace0};
@@ -95,8 +95,15 @@ pub(super) struct State<'t> {
 }
 
 impl State<'_> {
-    pub(super) fn name(&self, name: &str) -> Option<&Type> {
+    pub(super) fn name(&self, name: &str) -> Option<&Target> {
         self.new.names.get(name).or_else(|| self.known.names.get(name))
+    }
+
+    /// What a name stands for: a struct that was known by name alone when it got that, and may have its fields by now.
+    pub(super) fn completed(&self, target: Target) -> Target {
+        let Target::Named(named) = &target else { return target };
+        let known = named.strip_prefix("struct ").and_then(|tag| self.structure(tag));
+        known.map_or(target.clone(), |known| Target::Type(Type::Struct(Arc::clone(known))))
     }
 
     pub(super) fn structure(&self, tag: &str) -> Option<&Arc<Struct>> {
@@ -167,6 +174,13 @@ pub(super) fn takes(input: &mut Input<'_, '_>, sign: &'static str) -> bool {
     here(input);
     let taken: Parsed<Option<&str>> = opt(sign).parse_next(input);
     matches!(taken, Ok(Some(_)))
+}
+
+/// Says whether a sign comes next.
+pub(super) fn next_is(input: &mut Input<'_, '_>, sign: &'static str) -> bool {
+    here(input);
+    let comes: Parsed<&str> = peek(sign).parse_next(input);
+    comes.is_ok()
 }
 
 /// Takes a sign, which must come next.
