@@ -331,6 +331,13 @@ impl Generator {
                     self.function(&plain(result, parameters));
                 }
             }
+            // What fills one sort of registers, or both.
+            let [int, float, double] = ["int", "float", "double"].map(|name| named(scalars, name).clone());
+            let both = self.random.many(count, &[int.clone(), float.clone(), double.clone(), double.clone()]);
+            for parameters in [vec![int; count], vec![float; count], vec![double; count], both] {
+                let result = Some(self.random.of(&results));
+                self.function(&plain(result, parameters));
+            }
         }
         // Each struct alone, between scalars, and beside another.
         for ty in structs {
