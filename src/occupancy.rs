@@ -9,8 +9,12 @@
 //! A thread that leaves and finds it closed uses the heavy fence before it looks at the other counter: who is counted there looked before the thing was closed, and its light
 //! fence alone orders nothing for this thread.
 //!
+//! Ending the thing and giving back its memory are two matters. Who leaves looks at the state after it has counted itself out, and may have to end the thing then; so there is a second count, of those
+//! for whom the memory must be there, and giving that one back is the last thing a visitor does.
+//!
 //! - **C1** Whoever was told that it is open is counted until it leaves.
 //! - **C2** `close` and `leave` tell one caller to end the thing, when it is closed and nobody was told "open" who has not left.
+//! - **C3** Nobody who came in before it was closed touches it once it [is deserted](Occupancy::is_deserted), nor does who ends it.
 
 use crate::faults::Faults;
 use crate::sync::{AtomicU32, FenceStrategy, light_compiler_fence, light_fence};
@@ -24,11 +28,38 @@ const ENDED: u32 = 2;
 #[derive(Debug)]
 pub(crate) struct Occupancy {
     state: AtomicU32,
-    /// How often the owner is inside. It alone writes.
-    owner: AtomicU32,
-    /// How often all others are.
-    others: AtomicU32,
+    /// The owner's. It alone writes.
+    owner: Counts,
+    /// Those of all others.
+    others: Counts,
     fence: FenceStrategy,
+}
+
+/// How often somebody is there.
+#[derive(Debug)]
+struct Counts {
+    /// Inside.
+    inside: AtomicU32,
+    /// Inside, or on the way out: it needs the memory.
+    present: AtomicU32,
+}
+
+impl Counts {
+    fn new() -> Self {
+        Self { inside: AtomicU32::new(0), present: AtomicU32::new(0) }
+    }
+}
+
+/// Adds one to a count, and takes one away, where no other thread writes.
+#[inline(always)]
+fn add_alone(count: &AtomicU32) {
+    count.store(count.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+}
+
+/// See [`add_alone`]. Released: what was done before is done.
+#[inline(always)]
+fn take_alone(count: &AtomicU32) {
+    count.store(count.load(Ordering::Relaxed) - 1, Ordering::Release);
 }
 
 /// As whom a thread goes in, and later out.
@@ -42,7 +73,7 @@ pub(crate) enum Visitor {
 
 impl Occupancy {
     pub(crate) fn new(fence: FenceStrategy) -> Self {
-        Self { state: AtomicU32::new(OPEN), owner: AtomicU32::new(0), others: AtomicU32::new(0), fence }
+        Self { state: AtomicU32::new(OPEN), owner: Counts::new(), others: Counts::new(), fence }
     }
 
     #[inline(always)]
@@ -58,10 +89,14 @@ impl Occupancy {
     #[inline(always)]
     pub(crate) fn enter(&self, visitor: Visitor) -> bool {
         match visitor {
-            // Only this thread writes; pairs with the loads in `empty`, by the fences.
-            Visitor::Owner => self.owner.store(self.owner.load(Ordering::Relaxed) + 1, Ordering::Relaxed),
+            // Only this thread writes; pairs with the loads in `empty` and `is_deserted`, by the fences.
+            Visitor::Owner => {
+                add_alone(&self.owner.present);
+                add_alone(&self.owner.inside);
+            }
             Visitor::Other => {
-                self.others.fetch_add(1, Ordering::Relaxed);
+                self.others.present.fetch_add(1, Ordering::Relaxed);
+                self.others.inside.fetch_add(1, Ordering::Relaxed);
             }
         }
         self.light();
@@ -69,20 +104,28 @@ impl Occupancy {
         self.state.load(Ordering::Acquire) == OPEN
     }
 
-    /// Goes out. Says whether the caller must end the thing.
+    /// Goes out, and runs `end` if the caller is the one that must end the thing. When this returns its memory may be gone.
     #[inline(always)]
-    #[must_use]
-    pub(crate) fn leave(&self, visitor: Visitor) -> bool {
+    pub(crate) fn leave(&self, visitor: Visitor, end: impl FnOnce()) {
         // Released for whoever ends it: what was done inside is done.
         match visitor {
-            Visitor::Owner => self.owner.store(self.owner.load(Ordering::Relaxed) - 1, Ordering::Release),
+            Visitor::Owner => take_alone(&self.owner.inside),
             Visitor::Other => {
-                self.others.fetch_sub(1, Ordering::Release);
+                self.others.inside.fetch_sub(1, Ordering::Release);
             }
         }
         self.light();
         // Pairs with the store in `close`.
-        self.state.load(Ordering::Acquire) != OPEN && self.end()
+        if self.state.load(Ordering::Acquire) != OPEN && self.end() {
+            end();
+        }
+        // Released for whoever gives the memory back (C3). Nothing of `self` is touched after this.
+        match visitor {
+            Visitor::Owner => take_alone(&self.owner.present),
+            Visitor::Other => {
+                self.others.present.fetch_sub(1, Ordering::Release);
+            }
+        }
     }
 
     /// Closes it: who goes in from now on is told so. Called once. Says whether the caller must end the thing.
@@ -95,9 +138,14 @@ impl Occupancy {
         self.end()
     }
 
-    /// Whether it is closed and nobody is inside. A thread that comes in later finds it closed, and may be inside until it has left all the same.
+    /// Whether it has been ended, and who was there has gone (C3). A thread that comes in later finds it closed, and may be there until it has left all the same.
     pub(crate) fn is_deserted(&self) -> bool {
-        self.state.load(Ordering::Acquire) == ENDED && self.empty()
+        if self.state.load(Ordering::Acquire) != ENDED {
+            return false;
+        }
+        self.fence.heavy();
+        // Pair with the last stores in `leave`.
+        self.owner.present.load(Ordering::Acquire) == 0 && self.others.present.load(Ordering::Acquire) == 0
     }
 
     #[cold]
@@ -110,8 +158,8 @@ impl Occupancy {
 
     fn empty(&self) -> bool {
         self.fence.heavy();
-        // Pair with the stores in `leave`.
-        self.owner.load(Ordering::Acquire) == 0 && self.others.load(Ordering::Acquire) == 0
+        // Pair with the first stores in `leave`.
+        self.owner.inside.load(Ordering::Acquire) == 0 && self.others.inside.load(Ordering::Acquire) == 0
     }
 }
 
@@ -121,6 +169,13 @@ mod tests {
 
     use super::{Faults, FenceStrategy, Occupancy, Visitor};
 
+    /// Leaves, and says whether it had to end the thing.
+    fn leave(occupancy: &Occupancy, visitor: Visitor) -> bool {
+        let mut ended = false;
+        occupancy.leave(visitor, || ended = true);
+        ended
+    }
+
     #[test]
     fn the_last_one_out_ends_it_and_nobody_else() {
         for fence in [FenceStrategy::Symmetric, FenceStrategy::probe()] {
@@ -128,20 +183,34 @@ mod tests {
             assert!(occupancy.enter(Visitor::Owner) && occupancy.enter(Visitor::Owner));
             assert!(occupancy.enter(Visitor::Other));
             assert!(!occupancy.close(Faults::NONE), "three are inside");
-            assert!(!occupancy.enter(Visitor::Other) && !occupancy.leave(Visitor::Other));
-            assert!(!occupancy.leave(Visitor::Owner) && !occupancy.leave(Visitor::Other));
+            assert!(!occupancy.enter(Visitor::Other) && !leave(&occupancy, Visitor::Other));
+            assert!(!leave(&occupancy, Visitor::Owner) && !leave(&occupancy, Visitor::Other));
             assert!(!occupancy.is_deserted());
-            assert!(occupancy.leave(Visitor::Owner), "the last");
+            assert!(leave(&occupancy, Visitor::Owner), "the last");
             assert!(occupancy.is_deserted());
             assert!(!occupancy.enter(Visitor::Owner) && !occupancy.is_deserted());
-            assert!(!occupancy.leave(Visitor::Owner) && occupancy.is_deserted());
+            assert!(!leave(&occupancy, Visitor::Owner) && occupancy.is_deserted());
+        }
+    }
+
+    #[test]
+    fn who_ends_it_is_there_until_that_is_done() {
+        for visitor in [Visitor::Owner, Visitor::Other] {
+            let occupancy = Occupancy::new(FenceStrategy::probe());
+            assert!(occupancy.enter(visitor) && !occupancy.close(Faults::NONE));
+            let mut ended = false;
+            occupancy.leave(visitor, || {
+                ended = true;
+                assert!(!occupancy.is_deserted());
+            });
+            assert!(ended && occupancy.is_deserted());
         }
     }
 
     #[test]
     fn what_is_empty_is_ended_by_who_closes_it() {
         let occupancy = Occupancy::new(FenceStrategy::probe());
-        assert!(occupancy.enter(Visitor::Owner) && !occupancy.leave(Visitor::Owner));
+        assert!(occupancy.enter(Visitor::Owner) && !leave(&occupancy, Visitor::Owner));
         assert!(occupancy.close(Faults::NONE) && occupancy.is_deserted());
     }
 }

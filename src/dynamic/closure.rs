@@ -603,10 +603,12 @@ unsafe extern "C" fn enter<V, B, const POLICY: u8>(
     let fallback = || head.write_fallback(result);
     let here = only_of_any_type();
     let visitor = if ptr::eq(here, head.owner) && !here.is_null() { Visitor::Owner } else { Visitor::Other };
-    if !head.occupancy.enter(visitor) {
-        return late::<V, B>(whole, visitor, result);
+    let open = head.occupancy.enter(visitor);
+    // SAFETY: the address of a live whole, which is not null.
+    let leaving = Leaving { head: unsafe { NonNull::new_unchecked(data.cast()) }, visitor };
+    if !open {
+        return late::<V, B>(whole, leaving, result);
     }
-    let leaving = Leaving { head, visitor };
     // SAFETY: null, or this thread's record.
     let record = match unsafe { here.as_ref() } {
         Some(record) if record.world == head.world => here.cast::<Record<V>>(),
@@ -636,19 +638,20 @@ unsafe extern "C" fn enter<V, B, const POLICY: u8>(
 }
 
 /// Leaves a closure, and drops its body if it is the last one out.
-struct Leaving<'h> {
-    head: &'h Head,
+struct Leaving {
+    /// The whole's own pointer: one made of a reference to the head would not reach the body.
+    head: NonNull<Head>,
     visitor: Visitor,
 }
 
-impl Drop for Leaving<'_> {
+impl Drop for Leaving {
     #[inline(always)]
     fn drop(&mut self) {
-        if self.head.occupancy.leave(self.visitor) {
-            // Foreign frames are next: the drop of a body must not unwind.
-            // SAFETY: C2.
-            hook(|| unsafe { (self.head.end)(NonNull::from(self.head)) });
-        }
+        // SAFETY: the visitor has not left, so it is there; `leave` touches it for the last time (C3).
+        let head = unsafe { self.head.as_ref() };
+        // Foreign frames are next: the drop of a body must not unwind.
+        // SAFETY: C2.
+        head.occupancy.leave(self.visitor, || hook(|| unsafe { (head.end)(self.head) }));
     }
 }
 
@@ -685,9 +688,8 @@ impl Head {
 /// A call of a closure that has been dropped.
 #[cold]
 #[inline(never)]
-fn late<V: StackScanner, B>(whole: &Whole<V, B>, visitor: Visitor, result: *mut c_void) {
+fn late<V: StackScanner, B>(whole: &Whole<V, B>, leaving: Leaving, result: *mut c_void) {
     let head = &whole.head;
-    let leaving = Leaving { head, visitor };
     let report = Report::ClosureCalledLate { name: &head.name, made_at: head.made_at };
     if Quarantine::late_call() == LateCall::Abort {
         unwind::abort(format_args!("{report}"));

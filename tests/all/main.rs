@@ -18,6 +18,7 @@ mod founding;
 mod handles;
 mod handshakes;
 mod hostile;
+mod hostile_dynamic;
 mod hostile_errors;
 mod hosts;
 mod interrupts;
