@@ -23,7 +23,6 @@ use super::value::{Value, ValueError};
 use crate::mutator::Mutator;
 use crate::occupancy::{Occupancy, Visitor};
 use crate::pause::Shared;
-use crate::record::Header;
 use crate::thread::{Record, only_of_any_type};
 use crate::transition::hook;
 use crate::unwind;
@@ -99,8 +98,9 @@ unsafe impl<V: StackScanner> Sync for Closure<V> {}
 #[repr(C)]
 struct Head {
     occupancy: Occupancy,
-    /// The mutator on whose thread it was made: the owner of the occupancy. Compared, and not followed.
-    owner: *const Header,
+    /// The number of the world's mutator on whose thread it was made: the owner of the occupancy; 0, which no mutator has, if there is none. Not its record: that one is another thread's some day,
+    /// perhaps while this thread is inside.
+    owner: u64,
     /// The address of the world's `Shared`, as its records have it.
     world: *const (),
     /// The result as a word, if it is a scalar.
@@ -350,11 +350,15 @@ impl<'b, V: StackScanner> ClosureBuilder<'b, V> {
             return Err(ClosureError::NoExecutableMemory);
         };
         let shared = self.world.shared();
-        let here = only_of_any_type();
         let world = Arc::as_ptr(shared).cast::<()>();
+        // SAFETY: null, or this thread's record.
+        let owner = match unsafe { only_of_any_type().as_ref() } {
+            Some(record) if record.world == world => record.id.get(),
+            _ => 0,
+        };
         let head = Head {
             occupancy: Occupancy::new(self.world.fence()),
-            owner: here,
+            owner,
             world,
             fallback,
             fallback_bytes,
@@ -602,18 +606,21 @@ unsafe extern "C" fn enter<V, B, const POLICY: u8>(
     let head = &whole.head;
     let fallback = || head.write_fallback(result);
     let here = only_of_any_type();
-    let visitor = if ptr::eq(here, head.owner) && !here.is_null() { Visitor::Owner } else { Visitor::Other };
+    // SAFETY: null, or this thread's record.
+    let (record, visitor) = match unsafe { here.as_ref() } {
+        Some(record) if record.world == head.world => {
+            // A world gives each number once, and a mutator that has one runs on one thread at a time.
+            let visitor = if record.id.get() == head.owner { Visitor::Owner } else { Visitor::Other };
+            (here.cast::<Record<V>>(), visitor)
+        }
+        _ => (ptr::null(), Visitor::Other),
+    };
     let open = head.occupancy.enter(visitor);
     // SAFETY: the address of a live whole, which is not null.
     let leaving = Leaving { head: unsafe { NonNull::new_unchecked(data.cast()) }, visitor };
     if !open {
         return late::<V, B>(whole, leaving, result);
     }
-    // SAFETY: null, or this thread's record.
-    let record = match unsafe { here.as_ref() } {
-        Some(record) if record.world == head.world => here.cast::<Record<V>>(),
-        _ => ptr::null(),
-    };
     enter_dynamic::<V, POLICY>(
         record,
         &whole.world,
