@@ -168,7 +168,12 @@ impl Cache {
             return known;
         }
         if self.signatures.len() >= self.sweep_at {
-            self.signatures.retain(|_, signature| signature.strong_count() > 0);
+            // What is taken out may have been the last to use others: the functions it had pointers to.
+            let mut before = usize::MAX;
+            while self.signatures.len() < before {
+                before = self.signatures.len();
+                self.signatures.retain(|_, signature| signature.strong_count() > 0);
+            }
             self.sweep_at = 64.max(2 * self.signatures.len());
         }
         self.signatures.insert(Arc::clone(&prepared.description), Arc::downgrade(&prepared));
@@ -434,5 +439,26 @@ impl Hash for Signature {
 impl fmt::Debug for Signature {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Signature({self})")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::missing_panics_doc, reason = "a test panics to fail")]
+
+    use super::super::types::Target;
+    use super::{Abi, Cache, Signature, Type};
+
+    #[test]
+    fn signatures_that_nobody_uses_leave_the_cache_with_those_that_they_alone_used() {
+        for chain in 0..400 {
+            let mut innermost = Type::Enum(format!("chain {chain}").into());
+            for _ in 0..30 {
+                let signature = Signature::new(Abi::C, Type::Void, vec![innermost]).unwrap();
+                innermost = Target::Function(signature).pointer(false);
+            }
+        }
+        let kept = Cache::with(|cache| cache.signatures.len());
+        assert!(kept < 1000, "{kept} of 12 000");
     }
 }
