@@ -1,5 +1,6 @@
 //! Where the code of dropped closures stays for a while: a late call finds a report there, and not somebody else's code.
 
+use core::sync::atomic::{AtomicBool, Ordering};
 use std::collections::VecDeque;
 use std::sync::{Mutex, PoisonError};
 
@@ -56,7 +57,8 @@ impl Quarantine {
     /// Puts it in force. What is in quarantine and finds no room any more leaves it.
     pub fn install(self) {
         let left = with(|ward| {
-            ward.policy = self;
+            ward.size = self.size;
+            LATE_CALL_ABORTS.store(self.late_call == LateCall::Abort, Ordering::Relaxed);
             ward.leave()
         });
         drop(left);
@@ -69,7 +71,7 @@ impl Quarantine {
     }
 
     pub(super) fn late_call() -> LateCall {
-        with(|ward| ward.policy.late_call)
+        if LATE_CALL_ABORTS.load(Ordering::Relaxed) { LateCall::Abort } else { LateCall::Report }
     }
 }
 
@@ -82,11 +84,14 @@ pub(super) trait Dropped: Send {
 pub(super) type Inmate = Box<dyn Dropped>;
 
 struct Ward {
-    policy: Quarantine,
+    size: usize,
     inmates: VecDeque<Inmate>,
 }
 
-static WARD: Mutex<Ward> = Mutex::new(Ward { policy: Quarantine::of(1024), inmates: VecDeque::new() });
+static WARD: Mutex<Ward> = Mutex::new(Ward { size: 1024, inmates: VecDeque::new() });
+
+/// Beside the lock, which a late call does not take: it may come in the handler of a signal, on a thread that holds it. Orders nothing.
+static LATE_CALL_ABORTS: AtomicBool = AtomicBool::new(false);
 
 fn with<R>(f: impl FnOnce(&mut Ward) -> R) -> R {
     // Each critical section leaves the queue whole wherever it can unwind.
@@ -98,7 +103,7 @@ impl Ward {
     fn leave(&mut self) -> Vec<Inmate> {
         let mut left = Vec::new();
         let mut looked_at = 0;
-        while self.inmates.len() > self.policy.size && looked_at < self.inmates.len() {
+        while self.inmates.len() > self.size && looked_at < self.inmates.len() {
             if self.inmates[looked_at].is_deserted() {
                 left.extend(self.inmates.remove(looked_at));
             } else {
