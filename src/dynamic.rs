@@ -66,3 +66,9 @@ pub use quarantine::{LateCall, Quarantine};
 pub use signature::Signature;
 pub use types::{Field, Pointee, Scalar, Struct, Target, Type, TypeError};
 pub use value::{Value, ValueError};
+
+/// Runs `f` while no other thread is in the midst of changing what all closures and signatures of the process share: its locks are held.
+#[cfg(all(unix, not(loom)))]
+pub(crate) fn with_shared_held<R>(f: impl FnOnce() -> R) -> R {
+    closure::with_closures_held(|| quarantine::with_quarantine_held(|| signature::with_cache_held(f)))
+}

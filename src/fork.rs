@@ -60,6 +60,8 @@ impl<V: StackScanner> Mutator<V> {
             // Another thread may be interrupting a call that this activation is an upcall of.
             let _interrupts = self.header().interrupts();
             let fork = || shared.in_foreign.held(|| shared.to_stop.held(fork));
+            #[cfg(feature = "libffi")]
+            let fork = || crate::dynamic::with_shared_held(fork);
             let forked = with_homes_held(|| shared.pins.held(fork))?;
             if forked == Forked::Child {
                 FenceStrategy::after_fork();

@@ -33,6 +33,7 @@ fn work(mutator: &mut Mutator<TestVm>, x: c_int) -> c_int {
 /// What the child does with its world. The heap is checked by every collection.
 fn live_on(world: &World<TestVm>, mutator: &mut Mutator<TestVm>, mine: Ref, pinned: Ref) {
     assert_eq!(world.attached(), 1, "the others are not there");
+    use_closures(world, 0);
     let me = mutator.id();
     let mut call = mutator.foreign_call();
     let root = call.root(mine);
@@ -71,6 +72,20 @@ fn live_on(world: &World<TestVm>, mutator: &mut Mutator<TestVm>, mine: Ref, pinn
     mutator.poll();
     assert_eq!(mutator.handshake_each(|stopped| stopped.id()), [me]);
     assert_eq!(world.shutdown_within(Duration::from_secs(5), Stragglers::Fail).len(), 0);
+}
+
+/// Uses what all closures and signatures of the process share.
+#[cfg(feature = "libffi")]
+fn use_closures(world: &World<TestVm>, number: usize) {
+    use reentry::dynamic::{Closure, Signature};
+    let signature = Signature::parse(&format!("int (int, struct s{} {{ int i; }})", number % 100)).unwrap();
+    let closure = Closure::new(world, &signature, |_, _| Ok(())).unwrap();
+    world.release_closure(closure.into_raw()).unwrap();
+}
+
+#[cfg(not(feature = "libffi"))]
+fn use_closures(_: &World<TestVm>, _: usize) {
+    thread::yield_now();
 }
 
 /// Waits for a child, and says how it ended.
@@ -166,6 +181,8 @@ fn a_child_forked_in_the_midst_of_everything_has_a_world_that_works_and_so_has_t
                 assert_eq!(unsafe { foreign_threads(1, 20, upcall_fn(work)) }, 190);
             }
         });
+        // Making closures of new signatures, attached to nothing.
+        scope.spawn(|| (0..).take_while(|_| !stopped()).for_each(|number| use_closures(&world, number)));
         // Interrupting, and looking.
         scope.spawn(|| {
             while !stopped() {

@@ -41,13 +41,13 @@ const FLOORS: &[&[&str]] = &[
     &["foreign_call"],
     &["leaf"],
     &["home"],
-    &["fork"],
     // The front.
     &["world"],
     &["handle"],
     &["sample"],
     &["upcall"],
     &["dynamic"],
+    &["fork"],
     &["fiber"],
     // Tools.
     &["layout"],

@@ -346,7 +346,7 @@ impl<'b, V: StackScanner> ClosureBuilder<'b, V> {
         {
             fallback = value.word(result.kind()).ok_or_else(|| ValueError::new(result, value))?;
         }
-        let Some((stub, code)) = low::try_closure_alloc() else {
+        let Some((stub, code)) = with_stubs(low::try_closure_alloc) else {
             return Err(ClosureError::NoExecutableMemory);
         };
         let shared = self.world.shared();
@@ -526,6 +526,20 @@ fn with_raw<R>(f: impl FnOnce(&mut BTreeMap<usize, Raw>) -> R) -> R {
     f(&mut RAW.lock().unwrap_or_else(PoisonError::into_inner))
 }
 
+/// Held round libffi's allocator of stubs, which has a lock of its own that nobody can hold over a fork.
+static STUBS: Mutex<()> = Mutex::new(());
+
+fn with_stubs<R>(f: impl FnOnce() -> R) -> R {
+    let _held = STUBS.lock().unwrap_or_else(PoisonError::into_inner);
+    f()
+}
+
+/// Runs `f` while no other thread changes the table, or makes or frees a stub.
+#[cfg(all(unix, not(loom)))]
+pub(super) fn with_closures_held<R>(f: impl FnOnce() -> R) -> R {
+    with_raw(|_| with_stubs(f))
+}
+
 /// A closure in quarantine.
 struct Late(NonNull<Head>);
 
@@ -582,7 +596,7 @@ unsafe fn end<V: StackScanner, B>(head: NonNull<Head>) {
 unsafe fn free<V: StackScanner, B>(head: NonNull<Head>) {
     // SAFETY: promised by the caller.
     unsafe {
-        low::closure_free(head.as_ref().stub);
+        with_stubs(|| low::closure_free(head.as_ref().stub));
         drop(Box::from_raw(head.cast::<Whole<V, B>>().as_ptr()));
     }
 }

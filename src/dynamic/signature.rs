@@ -181,6 +181,12 @@ impl Cache {
     }
 }
 
+/// Runs `f` while no other thread uses the cache.
+#[cfg(all(unix, not(loom)))]
+pub(super) fn with_cache_held<R>(f: impl FnOnce() -> R) -> R {
+    Cache::with(|_| f())
+}
+
 impl Signature {
     /// Makes a signature of types. An array among the parameters is taken for a pointer, as in C.
     ///
