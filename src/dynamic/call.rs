@@ -399,7 +399,7 @@ impl<'m, V: StackScanner> Call<'m, V> {
         Ok((self.end(word), errno))
     }
 
-    /// What the last run gave: [`Value::Bytes`] for a struct. [`Value::Void`] before the first.
+    /// What the last run gave: [`Value::Bytes`] for a struct. [`Value::Void`] before the first, and after one that ended with the error of an upcall.
     #[inline(always)]
     #[must_use]
     pub fn result(&self) -> Value<'_> {
@@ -433,6 +433,8 @@ impl<'m, V: StackScanner> Call<'m, V> {
     /// What is to be called, as plain addresses: words only, which are copied in one piece each.
     #[inline(always)]
     fn target(&mut self, prepared: *const Prepared) -> Target {
+        // Until the function has returned, and no upcall's error goes on in place of its result.
+        self.has_run = false;
         let named = !ptr::eq(prepared, self.prepared);
         let words = if named { self.cold().named_block() } else { self.words() };
         let way = match self.prepared.path {

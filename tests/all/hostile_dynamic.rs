@@ -1,12 +1,17 @@
 //! Safe code, and C that keeps to its signatures, against dynamic calls and closures. What they try must be refused, or turn out harmless.
 
 use crate::child;
-use crate::plain::{Plain, Steps};
+use crate::plain::{Plain, Steps, number, panic_quietly};
+use core::cell::Cell;
 use core::ffi::{c_int, c_void};
 use core::hint::black_box;
+use core::mem::ManuallyDrop;
 use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use reentry::dynamic::{Closure, Quarantine, Signature};
-use reentry::{Capture, FenceStrategy, Report, RootVisitor, Segment, StackScanner, World};
+use reentry::dynamic::{
+    Abi, CallError, Closure, Function, Library, Quarantine, Scalar, Signature, Struct, Type, Value,
+};
+use reentry::testkit::{TestVm, Trap};
+use reentry::{Capture, ErrorPolicy, FenceStrategy, Report, RootVisitor, Segment, StackScanner, World};
 use reentry_foreign::{Callback, foreign_call_back};
 use std::sync::{Arc, LazyLock};
 use std::thread;
@@ -162,3 +167,38 @@ fn a_thread_that_takes_over_a_record_does_not_count_as_the_one_that_made_the_clo
 
 /// The code of the closure of a test, for another thread.
 static CODE: AtomicUsize = AtomicUsize::new(0);
+
+/// A second run that ends with an upcall's error gives no result, not the first one's.
+#[test]
+fn a_run_that_ends_with_an_error_leaves_no_result_of_the_one_before() {
+    let world = World::new(TestVm::new());
+    for (text, bytes) in [("int (int)", false), ("struct { int64_t a, b; } (int)", true)] {
+        let signature = Signature::parse(text).unwrap();
+        let closure = Closure::new(&world, &signature, move |_, call| match call.argument(0) {
+            Value::I32(0) => Err(Trap::NoSuchNative(1)),
+            Value::I32(1) => panic_quietly(3),
+            _ if bytes => Ok(call.returns(Value::Bytes(&[1; 16])).unwrap()),
+            _ => Ok(call.returns(9).unwrap()),
+        });
+        let closure = closure.unwrap();
+        let function = Function::new(closure.code(), "fails", &signature).unwrap();
+        let mut mutator = world.attach().unwrap();
+        let mut call = mutator.foreign_call().dynamic(&function);
+        for fails in [0, 1] {
+            call.value(2).unwrap();
+            // SAFETY: the closure has this signature.
+            unsafe { call.run() }.unwrap();
+            assert_eq!(call.result() == Value::Bytes(&[1; 16]), bytes);
+            assert_eq!(call.result() == Value::I32(9), !bytes);
+            call.value(fails).unwrap();
+            if fails == 0 {
+                // SAFETY: as above.
+                assert_eq!(unsafe { call.try_run() }.unwrap().unwrap_err(), Trap::NoSuchNative(1));
+            } else {
+                // SAFETY: as above.
+                assert_eq!(number(|| unsafe { call.run() }.is_ok()), 3);
+            }
+            assert_eq!(call.result(), Value::Void);
+        }
+    }
+}
