@@ -152,9 +152,21 @@ impl<'m, V: StackScanner> Call<'m, V> {
     /// If it is not of the parameter's type, or no parameter is left. The call expects the argument still.
     #[inline(always)]
     pub fn value<'v>(&mut self, value: impl Into<Value<'v>> + Copy) -> Result<(), CallError> {
+        self.take(value)?;
+        // Of what has been taken only: a call that is not given an address takes none along.
         if let Value::Pointer(pointer) = value.into() {
-            self.guard.note_argument(pointer.addr(), self.count);
+            self.guard.note_argument(pointer.addr(), self.count - 1);
         }
+        Ok(())
+    }
+
+    /// [`value`](Self::value), without the note of an address.
+    ///
+    /// # Errors
+    ///
+    /// As [`value`](Self::value).
+    #[inline(always)]
+    fn take<'v>(&mut self, value: impl Into<Value<'v>> + Copy) -> Result<(), CallError> {
         match self.next() {
             Some(parameter) if self.prepared.words <= ARGUMENT_REGISTERS => {
                 if let Some(word) = value.into().exact_word(parameter.kind) {

@@ -202,3 +202,21 @@ fn a_run_that_ends_with_an_error_leaves_no_result_of_the_one_before() {
         }
     }
 }
+
+/// In checked mode: an address that the call refused has not gone to C, and nobody is told that it has.
+#[test]
+fn an_address_that_was_refused_as_an_argument_is_not_reported() {
+    let world = World::new(TestVm::new());
+    let mut mutator = world.attach().unwrap();
+    let object = world.vm().heap().alloc(&[], b"in the heap");
+    let address = world.vm().heap().payload(object).unwrap();
+    let abs = Library::this_process().function("abs", &int_to_int()).unwrap();
+    let mut call = mutator.foreign_call().dynamic(&abs);
+    assert!(matches!(call.value(address), Err(CallError::WrongType { index: 0, .. })));
+    call.value(-3).unwrap();
+    assert!(matches!(call.value(address), Err(CallError::WrongCount { .. })));
+    // SAFETY: the signature is that of `abs`.
+    assert_eq!(unsafe { call.run() }.unwrap().result(), Value::I32(3));
+    drop(call);
+    assert_eq!(world.vm().take_reports(), [""; 0]);
+}
