@@ -220,3 +220,133 @@ fn an_address_that_was_refused_as_an_argument_is_not_reported() {
     drop(call);
     assert_eq!(world.vm().take_reports(), [""; 0]);
 }
+
+/// `Into` is safe to implement, in any way.
+#[test]
+fn a_value_that_is_another_each_time_it_is_asked_for_is_passed_whole_or_refused() {
+    #[derive(Clone, Copy)]
+    struct Fickle<'v>(&'v Cell<usize>, &'v [Value<'v>]);
+    impl<'v> From<Fickle<'v>> for Value<'v> {
+        fn from(Fickle(asked, values): Fickle<'v>) -> Self {
+            values[asked.replace(asked.get() + 1) % values.len()]
+        }
+    }
+    let world = World::new(TestVm::new());
+    let long = [7_u8; 4096];
+    let values = [
+        Value::I32(1),
+        Value::Bytes(&long),
+        Value::Pointer(core::ptr::without_provenance_mut(8)),
+        Value::Bytes(&long[..16]),
+        Value::F64(0.5),
+        Value::Void,
+        Value::Bytes(&[]),
+    ];
+    for text in ["struct { int64_t a, b; } (struct { int64_t a, b; })", "double (double)", "int (int)"] {
+        let signature = Signature::parse(text).unwrap();
+        for (first, last) in
+            (0..values.len()).flat_map(|first| (first..values.len()).map(move |last| (first, last)))
+        {
+            let (asked, from) = (Cell::new(0), &values[first..=last]);
+            let given: Vec<String> = values.iter().map(Value::to_string).collect();
+            let closure =
+                Closure::builder(&world, &signature).on_error(ErrorPolicy::Fallback).build(move |_, call| {
+                    let got = call.argument(0);
+                    assert!(given.contains(&got.to_string()), "{got}");
+                    let (asked, long) = (Cell::new(0), [7_u8; 4096]);
+                    let values =
+                        [Value::Bytes(&long), got, Value::I32(1), Value::Void, Value::Bytes(&long[..16])];
+                    while call.returns(Fickle(&asked, &values)).is_err() {}
+                    Ok(())
+                });
+            let closure = closure.unwrap();
+            let function = Function::new(closure.code(), "fickle", &signature).unwrap();
+            let mut mutator = world.attach().unwrap();
+            let mut call = mutator.foreign_call().dynamic(&function);
+            let passed = (0..64).any(|_| call.value(Fickle(&asked, from)).is_ok());
+            // SAFETY: the closure has this signature.
+            assert_eq!(unsafe { call.run() }.is_ok(), passed);
+            assert_eq!(call.result() == Value::Void, !passed);
+        }
+    }
+    assert_eq!(world.vm().take_reports(), [""; 0]);
+}
+
+#[test]
+fn types_and_signatures_made_by_hand_are_taken_or_refused_and_never_crash() {
+    let scalar = |scalar| Type::Scalar(scalar);
+    let in_array = |ty: Type, count| Type::Array(Arc::new(ty), count);
+    let char = scalar(Scalar::Char);
+    let edges = [0, 1, 2, 255, 65_535, 65_536, 65_537, usize::MAX / 2, usize::MAX];
+    let elements = [
+        Type::Void,
+        char.clone(),
+        scalar(Scalar::LongDouble),
+        in_array(char.clone(), usize::MAX),
+        Type::pointer(),
+    ];
+    for (count, element) in
+        edges.iter().flat_map(|count| elements.iter().map(move |element| (*count, element)))
+    {
+        let array = in_array(in_array(element.clone(), count), count);
+        assert!(array.size() == 0 || array.read(&[0; 8]).is_err() || array.size() <= 8);
+        let fields = vec![("a".into(), char.clone()), ("b".into(), array.clone())];
+        let Ok(made) = Struct::new(None, fields) else { continue };
+        assert!(made.size() <= 65_536 + 16 && made.size() > array.size());
+        let made = Type::Struct(Arc::new(made));
+        for abi in [Abi::C, Abi::Win64, Abi::SysV64, Abi::StdCall] {
+            let both = Signature::new(abi, made.clone(), vec![made.clone()]);
+            assert!(both.is_err() || (abi.is_supported() && 2 * made.size() <= 65_536));
+            drop(Signature::new(abi, array.clone(), vec![array.clone(); 255]));
+        }
+    }
+    assert!(Signature::new(Abi::C, Type::Void, vec![char.clone(); 256]).is_err());
+    assert!(Signature::new(Abi::C, Type::Void, vec![Type::Void]).is_err());
+    // No parameter before the `...`: C has it since C23.
+    let world = World::new(TestVm::new());
+    let mut mutator = world.attach().unwrap();
+    let int = scalar(Scalar::Int);
+    if let Ok(bare) = Signature::variadic(Abi::C, int.clone(), vec![]) {
+        let abs = Library::this_process().function("abs", &bare).unwrap();
+        let mut call = mutator.foreign_call().dynamic(&abs);
+        for _ in 0..2 {
+            call.value(-7).unwrap();
+            // SAFETY: on this machine an `int` for `...` travels as that of `abs` does.
+            assert_eq!(unsafe { call.run() }.unwrap().result(), Value::I32(7));
+        }
+        for index in 0..100 {
+            assert_eq!(call.value(index).is_ok(), index < 64);
+        }
+    }
+}
+
+/// What an aborted call, and one that was leaked, have left in the record is not the next one's.
+#[test]
+fn what_a_leaked_or_aborted_call_leaves_behind_does_not_reach_the_next() {
+    let world = World::new(TestVm::new());
+    let mut mutator = world.attach().unwrap();
+    let signature = Signature::parse("int (char*, size_t, const char*, ...)").unwrap();
+    let snprintf = Library::this_process().function("snprintf", &signature).unwrap();
+    for round in 0..20_i32 {
+        for leaked in [true, false] {
+            let mut call = mutator.foreign_call().dynamic(&snprintf);
+            call.copy([0_u8; 8]).unwrap();
+            call.value(8).unwrap();
+            call.text("%d %d %d %d %d %d %d %d %f").unwrap();
+            (0..40).for_each(|extra| call.value(extra * round).unwrap());
+            if leaked {
+                let _leaked = ManuallyDrop::new(call);
+            }
+        }
+        let mut call = mutator.foreign_call().dynamic(&snprintf);
+        let buffer = call.copy([0_u8; 64]).unwrap();
+        call.value(64).unwrap();
+        call.text("%d %d %d %d %d %.1f").unwrap();
+        (0..5).for_each(|extra| call.value(round + extra).unwrap());
+        call.value(0.5).unwrap();
+        // SAFETY: the format asks for five `int`s and a `double`.
+        let length = unsafe { call.run() }.unwrap().result().as_u64().unwrap() as usize;
+        let expected = format!("{} {} {} {} {} 0.5", round, round + 1, round + 2, round + 3, round + 4);
+        assert_eq!(&call.read(buffer)[..length], expected.as_bytes());
+    }
+}
