@@ -110,7 +110,7 @@ fn a_closure_calls_itself_through_c_and_others_inside_it() {
     .unwrap();
     *own.lock().unwrap() = Some(code(&outer));
     let mut mutator = world.attach().unwrap();
-    assert_eq!(call_back(&mut mutator, code(&outer), 60), (0..=60).map(|x| x * x).sum());
+    assert_eq!(call_back(&mut mutator, code(&outer), 60), (0..=60).map(|x| x * x).sum::<c_int>());
     assert_eq!(mutator.depth(), 0);
 }
 

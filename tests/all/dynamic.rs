@@ -68,6 +68,7 @@ fn a_wrong_number_of_arguments_is_an_error_and_nothing_is_called() {
     // SAFETY: as above.
     let error = unsafe { call.try_run() }.map(drop).unwrap_err();
     assert!(matches!(error, CallError::WrongCount { expected: 2, or_more: false, came: 1, .. }), "{error:?}");
+    assert_eq!((error.function(), error.index()), ("counted", None));
     call.value(1).unwrap();
     call.value(Value::NULL).unwrap();
     let error = call.value(2).unwrap_err();
@@ -215,6 +216,7 @@ fn a_reference_the_vm_refuses_is_an_error_that_names_the_argument() {
             ),
             "{plan:?}: {error:?}"
         );
+        assert_eq!((error.function(), error.index()), ("strlen", Some(0)));
         assert!(
             error.to_string().starts_with("argument 0 of `strlen` is refused: the reference "),
             "{error}"
@@ -478,8 +480,12 @@ fn errno_is_what_c_left() {
     let mut call = mutator.foreign_call().dynamic(&fail);
     call.value(libc::ENOTTY).unwrap();
     // SAFETY: the signature is the function's.
-    let (call, errno) = unsafe { call.run_with_errno() }.unwrap();
-    assert_eq!((call.result(), errno.raw()), (Value::I32(-1), libc::ENOTTY));
+    let (failed, errno) = unsafe { call.run_with_errno() }.unwrap();
+    assert_eq!((failed.result(), errno.raw()), (Value::I32(-1), libc::ENOTTY));
+    call.value(libc::EDOM).unwrap();
+    // SAFETY: as above.
+    let (failed, errno) = unsafe { call.try_run_with_errno() }.unwrap().unwrap();
+    assert_eq!((failed.result(), errno.raw()), (Value::I32(-1), libc::EDOM));
 }
 
 #[test]
