@@ -46,7 +46,10 @@ impl Occupancy {
     }
 
     #[inline(always)]
-    fn light(&self) {
+    fn light(&self, faults: Faults) {
+        if faults.has(Faults::NO_LIGHT_FENCE) {
+            return;
+        }
         if self.fence.light_is_a_fence() {
             light_fence();
         } else {
@@ -56,7 +59,7 @@ impl Occupancy {
 
     /// Goes in, and says whether it is open. Either way the caller [leaves](Self::leave).
     #[inline(always)]
-    pub(crate) fn enter(&self, visitor: Visitor) -> bool {
+    pub(crate) fn enter(&self, visitor: Visitor, faults: Faults) -> bool {
         match visitor {
             // Only this thread writes; pairs with the loads in `empty`, by the fences.
             Visitor::Owner => self.owner.store(self.owner.load(Ordering::Relaxed) + 1, Ordering::Relaxed),
@@ -64,7 +67,7 @@ impl Occupancy {
                 self.others.fetch_add(1, Ordering::Relaxed);
             }
         }
-        self.light();
+        self.light(faults);
         // Pairs with the store in `close`.
         self.state.load(Ordering::Acquire) == OPEN
     }
@@ -72,7 +75,7 @@ impl Occupancy {
     /// Goes out. Says whether the caller must end the thing.
     #[inline(always)]
     #[must_use]
-    pub(crate) fn leave(&self, visitor: Visitor) -> bool {
+    pub(crate) fn leave(&self, visitor: Visitor, faults: Faults) -> bool {
         // Released for whoever ends it: what was done inside is done.
         match visitor {
             Visitor::Owner => self.owner.store(self.owner.load(Ordering::Relaxed) - 1, Ordering::Release),
@@ -80,7 +83,7 @@ impl Occupancy {
                 self.others.fetch_sub(1, Ordering::Release);
             }
         }
-        self.light();
+        self.light(faults);
         // Pairs with the store in `close`.
         self.state.load(Ordering::Acquire) != OPEN && self.end()
     }
@@ -88,10 +91,11 @@ impl Occupancy {
     /// Closes it: who goes in from now on is told so. Called once. Says whether the caller must end the thing.
     #[must_use]
     pub(crate) fn close(&self, faults: Faults) -> bool {
-        self.state.store(CLOSED, Ordering::Release);
         if faults.has(Faults::CLOSURE_ENDED_AT_ONCE) {
+            self.state.store(ENDED, Ordering::Release);
             return true;
         }
+        self.state.store(CLOSED, Ordering::Release);
         self.end()
     }
 
@@ -125,23 +129,34 @@ mod tests {
     fn the_last_one_out_ends_it_and_nobody_else() {
         for fence in [FenceStrategy::Symmetric, FenceStrategy::probe()] {
             let occupancy = Occupancy::new(fence);
-            assert!(occupancy.enter(Visitor::Owner) && occupancy.enter(Visitor::Owner));
-            assert!(occupancy.enter(Visitor::Other));
+            assert!(
+                occupancy.enter(Visitor::Owner, Faults::NONE)
+                    && occupancy.enter(Visitor::Owner, Faults::NONE)
+            );
+            assert!(occupancy.enter(Visitor::Other, Faults::NONE));
             assert!(!occupancy.close(Faults::NONE), "three are inside");
-            assert!(!occupancy.enter(Visitor::Other) && !occupancy.leave(Visitor::Other));
-            assert!(!occupancy.leave(Visitor::Owner) && !occupancy.leave(Visitor::Other));
+            assert!(
+                !occupancy.enter(Visitor::Other, Faults::NONE)
+                    && !occupancy.leave(Visitor::Other, Faults::NONE)
+            );
+            assert!(
+                !occupancy.leave(Visitor::Owner, Faults::NONE)
+                    && !occupancy.leave(Visitor::Other, Faults::NONE)
+            );
             assert!(!occupancy.is_deserted());
-            assert!(occupancy.leave(Visitor::Owner), "the last");
+            assert!(occupancy.leave(Visitor::Owner, Faults::NONE), "the last");
             assert!(occupancy.is_deserted());
-            assert!(!occupancy.enter(Visitor::Owner) && !occupancy.is_deserted());
-            assert!(!occupancy.leave(Visitor::Owner) && occupancy.is_deserted());
+            assert!(!occupancy.enter(Visitor::Owner, Faults::NONE) && !occupancy.is_deserted());
+            assert!(!occupancy.leave(Visitor::Owner, Faults::NONE) && occupancy.is_deserted());
         }
     }
 
     #[test]
     fn what_is_empty_is_ended_by_who_closes_it() {
         let occupancy = Occupancy::new(FenceStrategy::probe());
-        assert!(occupancy.enter(Visitor::Owner) && !occupancy.leave(Visitor::Owner));
+        assert!(
+            occupancy.enter(Visitor::Owner, Faults::NONE) && !occupancy.leave(Visitor::Owner, Faults::NONE)
+        );
         assert!(occupancy.close(Faults::NONE) && occupancy.is_deserted());
     }
 }

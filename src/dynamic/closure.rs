@@ -20,6 +20,7 @@ use super::quarantine::{self, Dropped, LateCall, Quarantine};
 use super::signature::Signature;
 use super::types::Kind;
 use super::value::{Value, ValueError};
+use crate::faults::Faults;
 use crate::mutator::Mutator;
 use crate::occupancy::{Occupancy, Visitor};
 use crate::pause::Shared;
@@ -550,7 +551,7 @@ impl Drop for Late {
 /// # Safety
 ///
 /// `head` is a closure's, and this is done once.
-unsafe fn close(head: NonNull<Head>, faults: crate::faults::Faults) {
+unsafe fn close(head: NonNull<Head>, faults: Faults) {
     // SAFETY: promised by the caller.
     let this = unsafe { head.as_ref() };
     if this.occupancy.close(faults) {
@@ -603,10 +604,10 @@ unsafe extern "C" fn enter<V, B, const POLICY: u8>(
     let fallback = || head.write_fallback(result);
     let here = only_of_any_type();
     let visitor = if ptr::eq(here, head.owner) && !here.is_null() { Visitor::Owner } else { Visitor::Other };
-    if !head.occupancy.enter(visitor) {
+    if !head.occupancy.enter(visitor, V::FAULTS) {
         return late::<V, B>(whole, visitor, result);
     }
-    let leaving = Leaving { head, visitor };
+    let leaving = Leaving { head, visitor, faults: V::FAULTS };
     // SAFETY: null, or this thread's record.
     let record = match unsafe { here.as_ref() } {
         Some(record) if record.world == head.world => here.cast::<Record<V>>(),
@@ -639,12 +640,13 @@ unsafe extern "C" fn enter<V, B, const POLICY: u8>(
 struct Leaving<'h> {
     head: &'h Head,
     visitor: Visitor,
+    faults: Faults,
 }
 
 impl Drop for Leaving<'_> {
     #[inline(always)]
     fn drop(&mut self) {
-        if self.head.occupancy.leave(self.visitor) {
+        if self.head.occupancy.leave(self.visitor, self.faults) {
             // Foreign frames are next: the drop of a body must not unwind.
             // SAFETY: C2.
             hook(|| unsafe { (self.head.end)(NonNull::from(self.head)) });
@@ -687,7 +689,7 @@ impl Head {
 #[inline(never)]
 fn late<V: StackScanner, B>(whole: &Whole<V, B>, visitor: Visitor, result: *mut c_void) {
     let head = &whole.head;
-    let leaving = Leaving { head, visitor };
+    let leaving = Leaving { head, visitor, faults: V::FAULTS };
     let report = Report::ClosureCalledLate { name: &head.name, made_at: head.made_at };
     if Quarantine::late_call() == LateCall::Abort {
         unwind::abort(format_args!("{report}"));
