@@ -140,3 +140,54 @@ fn a_late_call_aborts_naming_the_closure_if_the_quarantine_says_so() {
     assert!(said.contains("reentry: fatal: foreign code called the closure `numbered`, made at "), "{said}");
     assert!(said.contains("tests/quarantine.rs:") && said.contains("after it had been dropped"), "{said}");
 }
+
+/// A system that lets a process have no executable memory, as hardened ones do: here a filter that refuses to map any.
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+#[test]
+fn without_executable_memory_there_is_an_error_and_no_closure() {
+    use reentry::dynamic::ClosureError;
+    let name = "without_executable_memory_there_is_an_error_and_no_closure";
+    if std::env::var_os(CHILD).is_none() {
+        let mut child = Command::new(std::env::current_exe().unwrap());
+        let output = child.args([name, "--exact", "--nocapture"]).env(CHILD, "1").output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success() && said.contains("as it should be"), "{said}");
+        return;
+    }
+    // Of <linux/filter.h> and <linux/seccomp.h>: load a word, jump if equal or if a bit is set, return a constant.
+    let step = |code: u32, (jt, jf): (u8, u8), k: u32| libc::sock_filter {
+        code: u16::try_from(code).expect("an operation is 16 bits"),
+        jt,
+        jf,
+        k,
+    };
+    let number = |call: libc::c_long| u32::try_from(call).expect("a system call has a small number");
+    let refuse = libc::SECCOMP_RET_ERRNO | u32::try_from(libc::EPERM).expect("an error is a small number");
+    let protection = u32::try_from(core::mem::offset_of!(libc::seccomp_data, args)).expect("small") + 16;
+    let mut program = [
+        step(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, (0, 0), 0),
+        step(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, (1, 0), number(libc::SYS_mmap)),
+        step(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, (0, 3), number(libc::SYS_mprotect)),
+        step(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, (0, 0), protection),
+        step(libc::BPF_JMP | libc::BPF_JSET | libc::BPF_K, (0, 1), libc::PROT_EXEC.cast_unsigned()),
+        step(libc::BPF_RET | libc::BPF_K, (0, 0), refuse),
+        step(libc::BPF_RET | libc::BPF_K, (0, 0), libc::SECCOMP_RET_ALLOW),
+    ];
+    let filter = libc::sock_fprog { len: 7, filter: program.as_mut_ptr() };
+    let world = World::new(TestVm::new());
+    let signature = Signature::parse("int (int)").unwrap();
+    // SAFETY: the calls take what the kernel's documentation says; the program lives until they return.
+    unsafe {
+        assert_eq!(libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), 0);
+        assert_eq!(libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const filter), 0);
+    }
+    let held = Arc::new(());
+    let in_body = Arc::clone(&held);
+    let closure = Closure::new(&world, &signature, move |_, _| {
+        let _ = &in_body;
+        Ok(())
+    });
+    assert_eq!(closure.map(drop), Err(ClosureError::NoExecutableMemory));
+    assert_eq!(Arc::strong_count(&held), 1, "the body has been dropped");
+    eprintln!("as it should be");
+}

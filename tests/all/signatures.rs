@@ -5,7 +5,9 @@ use proptest::prelude::{Just, Strategy, any, prop_oneof};
 use proptest::sample::select;
 use proptest::test_runner::{Config, RngAlgorithm, TestCaseError, TestRng, TestRunner};
 use proptest::{prop_assert, prop_assert_eq};
-use reentry::dynamic::{Abi, Pointee, Scalar, Signature, SignatureError, Struct, Target, Type, Types};
+use reentry::dynamic::{
+    Abi, Pointee, Scalar, Signature, SignatureError, Struct, Target, Type, TypeError, Types,
+};
 use std::sync::Arc;
 
 /// A runner that makes the same cases each time.
@@ -891,6 +893,40 @@ fn nesting_has_an_end() {
         }
         assert_eq!(Signature::parse(&text(100_000)).unwrap_err().message(), message);
     }
+}
+
+#[test]
+fn types_made_by_hand_are_refused_as_declared_ones_are() {
+    let int = || Type::Scalar(Scalar::Int);
+    let field = |ty| vec![("x".into(), ty)];
+    let structure = |fields| Struct::new(None, fields).map(|ty| Type::Struct(Arc::new(ty)));
+    assert_eq!(structure(vec![]), Err(TypeError::EmptyStruct));
+    assert_eq!(structure(field(Type::Void)), Err(TypeError::Void("x".into())));
+    let none = Type::Array(Arc::new(int()), 0);
+    assert_eq!(structure(field(none)), Err(TypeError::EmptyArray("x".into())));
+    for count in [1 << 16, usize::MAX / 2, usize::MAX] {
+        let large = structure(field(Type::Array(Arc::new(int()), count)));
+        assert!(matches!(large, Err(TypeError::TooLarge { size }) if size > 1 << 16), "{count}");
+    }
+    let half = structure(field(Type::Array(Arc::new(int()), 1 << 13))).unwrap();
+    assert!(Signature::new(Abi::C, Type::Void, vec![half.clone()]).is_ok());
+    let size = Signature::new(Abi::C, half.clone(), vec![half.clone(), half]).unwrap_err();
+    assert_eq!(size, TypeError::TooLarge { size: 3 << 15 });
+    let deep = (0..40).try_fold(int(), |ty, _| structure(field(ty)));
+    assert_eq!(deep, Err(TypeError::TooDeep));
+    let deep = (0..200).fold(int(), |ty, _| ty.pointer_to(false));
+    assert_eq!(Signature::new(Abi::C, Type::Void, vec![deep]), Err(TypeError::TooDeep));
+    let many = Signature::new(Abi::C, Type::Void, vec![int(); 256]);
+    assert_eq!(many, Err(TypeError::TooManyParameters { count: 256 }));
+    assert_eq!(Signature::new(Abi::C, Type::Void, vec![int(); 255]).unwrap().parameters().len(), 255);
+    let array = Type::Array(Arc::new(int()), 2);
+    assert_eq!(Signature::new(Abi::C, array.clone(), vec![]), Err(TypeError::ArrayResult));
+    let decayed = Signature::new(Abi::C, Type::Void, vec![array]).unwrap();
+    assert_eq!(decayed.to_string(), "void (int*)");
+    assert!(matches!(Signature::new(Abi::C, Type::Void, vec![Type::Void]), Err(TypeError::Void(_))));
+    let short = Type::Scalar(Scalar::Short);
+    let dots = Signature::variadic(Abi::C, Type::Void, vec![]).unwrap();
+    assert_eq!(dots.with_variadic(core::slice::from_ref(&short)), Err(TypeError::Unpromoted(short)));
 }
 
 /// Each name stands for what was declared before it, twice: a short text, and a type that would fill the memory when it is written out.
