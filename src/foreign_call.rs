@@ -185,8 +185,10 @@ impl<'m, V: StackScanner> ForeignCall<'m, V> {
         unsafe { &*self.header().world.cast::<Shared<V>>() }
     }
 
+    /// The VM, while the call is being prepared and has the mutator to itself.
     #[inline(always)]
-    pub(crate) fn vm(&self) -> &'m V {
+    #[must_use]
+    pub fn vm(&self) -> &'m V {
         &self.shared().vm
     }
 

@@ -214,13 +214,12 @@ impl<V: StackScanner> Mutator<V> {
     }
 
     /// The world, kept alive.
-    pub(crate) fn world(&self) -> Arc<Shared<V>> {
-        let shared = core::ptr::from_ref(self.shared());
-        // SAFETY: a `Shared` is only ever made in an `Arc`, and this mutator's attachment holds it.
-        unsafe {
-            Arc::increment_strong_count(shared);
-            Arc::from_raw(shared)
-        }
+    ///
+    /// # Panics
+    ///
+    /// Never: a thread that is attached keeps its world.
+    pub(crate) fn kept_world(&self) -> Arc<Shared<V>> {
+        self.shared().own.upgrade().expect("an attached thread keeps its world")
     }
 
     /// Stops the world, runs `f` with the proof, and resumes the world. The usual way to collect from an allocation that finds the heap

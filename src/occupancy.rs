@@ -77,7 +77,10 @@ impl Occupancy {
     }
 
     #[inline(always)]
-    fn light(&self) {
+    fn light(&self, faults: Faults) {
+        if faults.has(Faults::NO_LIGHT_FENCE) {
+            return;
+        }
         if self.fence.light_is_a_fence() {
             light_fence();
         } else {
@@ -87,7 +90,7 @@ impl Occupancy {
 
     /// Goes in, and says whether it is open. Either way the caller [leaves](Self::leave).
     #[inline(always)]
-    pub(crate) fn enter(&self, visitor: Visitor) -> bool {
+    pub(crate) fn enter(&self, visitor: Visitor, faults: Faults) -> bool {
         match visitor {
             // Only this thread writes; pairs with the loads in `empty` and `is_deserted`, by the fences.
             Visitor::Owner => {
@@ -99,14 +102,14 @@ impl Occupancy {
                 self.others.inside.fetch_add(1, Ordering::Relaxed);
             }
         }
-        self.light();
+        self.light(faults);
         // Pairs with the store in `close`.
         self.state.load(Ordering::Acquire) == OPEN
     }
 
     /// Goes out, and runs `end` if the caller is the one that must end the thing. When this returns its memory may be gone.
     #[inline(always)]
-    pub(crate) fn leave(&self, visitor: Visitor, end: impl FnOnce()) {
+    pub(crate) fn leave(&self, visitor: Visitor, faults: Faults, end: impl FnOnce()) {
         // Released for whoever ends it: what was done inside is done.
         match visitor {
             Visitor::Owner => take_alone(&self.owner.inside),
@@ -114,7 +117,7 @@ impl Occupancy {
                 self.others.inside.fetch_sub(1, Ordering::Release);
             }
         }
-        self.light();
+        self.light(faults);
         // Pairs with the store in `close`.
         if self.state.load(Ordering::Acquire) != OPEN && self.end() {
             end();
@@ -131,10 +134,11 @@ impl Occupancy {
     /// Closes it: who goes in from now on is told so. Called once. Says whether the caller must end the thing.
     #[must_use]
     pub(crate) fn close(&self, faults: Faults) -> bool {
-        self.state.store(CLOSED, Ordering::Release);
         if faults.has(Faults::CLOSURE_ENDED_AT_ONCE) {
+            self.state.store(ENDED, Ordering::Release);
             return true;
         }
+        self.state.store(CLOSED, Ordering::Release);
         self.end()
     }
 
@@ -169,10 +173,14 @@ mod tests {
 
     use super::{Faults, FenceStrategy, Occupancy, Visitor};
 
+    fn enter(occupancy: &Occupancy, visitor: Visitor) -> bool {
+        occupancy.enter(visitor, Faults::NONE)
+    }
+
     /// Leaves, and says whether it had to end the thing.
     fn leave(occupancy: &Occupancy, visitor: Visitor) -> bool {
         let mut ended = false;
-        occupancy.leave(visitor, || ended = true);
+        occupancy.leave(visitor, Faults::NONE, || ended = true);
         ended
     }
 
@@ -180,15 +188,15 @@ mod tests {
     fn the_last_one_out_ends_it_and_nobody_else() {
         for fence in [FenceStrategy::Symmetric, FenceStrategy::probe()] {
             let occupancy = Occupancy::new(fence);
-            assert!(occupancy.enter(Visitor::Owner) && occupancy.enter(Visitor::Owner));
-            assert!(occupancy.enter(Visitor::Other));
+            assert!(enter(&occupancy, Visitor::Owner) && enter(&occupancy, Visitor::Owner));
+            assert!(enter(&occupancy, Visitor::Other));
             assert!(!occupancy.close(Faults::NONE), "three are inside");
-            assert!(!occupancy.enter(Visitor::Other) && !leave(&occupancy, Visitor::Other));
+            assert!(!enter(&occupancy, Visitor::Other) && !leave(&occupancy, Visitor::Other));
             assert!(!leave(&occupancy, Visitor::Owner) && !leave(&occupancy, Visitor::Other));
             assert!(!occupancy.is_deserted());
             assert!(leave(&occupancy, Visitor::Owner), "the last");
             assert!(occupancy.is_deserted());
-            assert!(!occupancy.enter(Visitor::Owner) && !occupancy.is_deserted());
+            assert!(!enter(&occupancy, Visitor::Owner) && !occupancy.is_deserted());
             assert!(!leave(&occupancy, Visitor::Owner) && occupancy.is_deserted());
         }
     }
@@ -197,9 +205,9 @@ mod tests {
     fn who_ends_it_is_there_until_that_is_done() {
         for visitor in [Visitor::Owner, Visitor::Other] {
             let occupancy = Occupancy::new(FenceStrategy::probe());
-            assert!(occupancy.enter(visitor) && !occupancy.close(Faults::NONE));
+            assert!(enter(&occupancy, visitor) && !occupancy.close(Faults::NONE));
             let mut ended = false;
-            occupancy.leave(visitor, || {
+            occupancy.leave(visitor, Faults::NONE, || {
                 ended = true;
                 assert!(!occupancy.is_deserted());
             });
@@ -210,7 +218,7 @@ mod tests {
     #[test]
     fn what_is_empty_is_ended_by_who_closes_it() {
         let occupancy = Occupancy::new(FenceStrategy::probe());
-        assert!(occupancy.enter(Visitor::Owner) && !leave(&occupancy, Visitor::Owner));
+        assert!(enter(&occupancy, Visitor::Owner) && !leave(&occupancy, Visitor::Owner));
         assert!(occupancy.close(Faults::NONE) && occupancy.is_deserted());
     }
 }

@@ -31,7 +31,7 @@ use core::ops::Range;
 use core::panic::Location;
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicBool, Ordering};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Instant;
 
 /// What the mutators, stoppers and handles of one world share.
@@ -40,6 +40,8 @@ pub(crate) struct Shared<V: Vm> {
     /// First, so that a type-erased pointer to a world is one to its coordinator.
     pub(crate) coordinator: Coordinator,
     pub(crate) vm: V,
+    /// What this is the inside of, for whoever has a mutator and no handle.
+    pub(crate) own: Weak<Self>,
     pub(crate) pins: Arc<PinTable<V::Ref>>,
     /// The bytes of native stack an upcall must find.
     pub(crate) stack_reserve: usize,

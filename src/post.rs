@@ -78,6 +78,6 @@ impl<V: StackScanner> Mutator<V> {
         let header = self.header();
         let mut mailbox = header.mailbox.borrow_mut();
         let mailbox = Arc::clone(mailbox.get_or_insert_with(|| Arc::new(Mailbox::new())));
-        Poster { mailbox, header: NonNull::from(header), world: self.world() }
+        Poster { mailbox, header: NonNull::from(header), world: self.kept_world() }
     }
 }

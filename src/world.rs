@@ -342,6 +342,22 @@ impl<V: StackScanner> World<V> {
 }
 
 impl<V: StackScanner> Mutator<V> {
+    /// The world: one more handle to it, which keeps it. For what asks for a world where there is a mutator only, in an upcall above all.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use reentry::{testkit::TestVm, World};
+    /// let world = World::new(TestVm::new());
+    /// let mutator = world.attach()?;
+    /// assert_eq!(mutator.world().attached(), 1);
+    /// # Ok::<(), reentry::AttachError>(())
+    /// ```
+    #[must_use]
+    pub fn world(&self) -> World<V> {
+        World { shared: self.kept_world() }
+    }
+
     /// [`World::interrupt`], for a thread that is managed: it counts as stopped meanwhile, so what this activation did not root may have moved when it returns.
     ///
     /// # Errors
@@ -445,22 +461,22 @@ impl WorldBuilder {
     /// Makes the world.
     #[must_use]
     pub fn build<V: StackScanner>(self, vm: V) -> World<V> {
-        World {
-            shared: Arc::new(Shared {
-                coordinator: Coordinator::new(
-                    self.fence,
-                    self.report_after.map(|after| Watch { after, report: report::<V> }),
-                    self.early,
-                ),
-                vm,
-                pins: Arc::new(PinTable::new()),
-                stack_reserve: self.stack_reserve,
-                handles: HandleTable::new(),
-                leaks_reported: AtomicBool::new(false),
-                in_foreign: Sites::default(),
-                to_stop: Sites::default(),
-            }),
-        }
+        let shared = Arc::new_cyclic(|own| Shared {
+            coordinator: Coordinator::new(
+                self.fence,
+                self.report_after.map(|after| Watch { after, report: report::<V> }),
+                self.early,
+            ),
+            vm,
+            own: std::sync::Weak::clone(own),
+            pins: Arc::new(PinTable::new()),
+            stack_reserve: self.stack_reserve,
+            handles: HandleTable::new(),
+            leaks_reported: AtomicBool::new(false),
+            in_foreign: Sites::default(),
+            to_stop: Sites::default(),
+        });
+        World { shared }
     }
 }
 

@@ -9,7 +9,7 @@ use core::cell::Cell;
 use core::ffi::{c_int, c_void};
 use core::hint::black_box;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use reentry::dynamic::{Abi, Signature, Type};
+use reentry::dynamic::{Abi, Closure, Function, Library, Plan, Signature, Type, Types, Value};
 use reentry::faults::Faults;
 use reentry::testkit::bytecode::Program;
 use reentry::testkit::{Ref, StackMoves, TestVm, Trap};
@@ -583,4 +583,74 @@ fn a_hundred_thousand_signatures_leave_nothing_behind() {
         (least, most) = (least.min(bytes), most.max(bytes));
     }
     assert!(most - least < 1 << 16, "from {least} to {most} bytes");
+}
+
+/// Calls with run-time signatures, on each of their ways: in registers, with more than registers for `...` whose types are named, through libffi with structs and with arguments
+/// on the stack; with each sort of argument; and closures.
+#[test]
+fn calls_and_closures_with_run_time_signatures_allocate_nothing() {
+    let libc = |prototype| {
+        let (name, signature) = Types::new().prototype(prototype).unwrap();
+        Library::this_process().function(&name, &signature).unwrap()
+    };
+    let add = Signature::parse("int (int, int)").unwrap();
+    let add = Function::new(foreign_add as *const c_void, "foreign_add", &add).unwrap();
+    let mirror = Signature::parse("struct { double x, y; } (struct { double x, y; })").unwrap();
+    let mirror = Function::new(reentry_foreign::foreign_mirror as *const c_void, "mirror", &mirror).unwrap();
+    let snprintf = libc("int snprintf(char*, size_t, const char*, ...)");
+    let named = snprintf.with_variadic(&vec![Type::pointer(); 20]).unwrap();
+    let strtol = libc("long strtol(const char*, char**, int)");
+    for world in worlds() {
+        let mut mutator = world.attach().unwrap();
+        let (digits, point) = (world.vm().heap().alloc(&[], b"123\0"), [1_u8; 16]);
+        let length = Closure::new(&world, &Signature::parse("int (int)").unwrap(), |mutator, call| {
+            mutator.poll();
+            call.returns(call.argument(0)).unwrap();
+            Ok(())
+        });
+        let length = length.unwrap();
+        // SAFETY: code of a function of this type.
+        let code = unsafe { core::mem::transmute::<*const c_void, Callback>(length.code()) };
+        assert_no_allocation(2000, || {
+            let mut call = mutator.foreign_call().dynamic(&add);
+            call.value(1).unwrap();
+            call.value(Value::I64(2)).unwrap();
+            // SAFETY: here and below, the functions are what they are declared as, and their arguments live.
+            assert_eq!(unsafe { call.run() }.unwrap().result(), Value::I32(3));
+            drop(call);
+            let mut call = mutator.foreign_call().dynamic(&mirror);
+            call.value(Value::Bytes(&point)).unwrap();
+            // SAFETY: as above.
+            assert_eq!(unsafe { call.run() }.unwrap().result(), Value::Bytes(&point));
+            drop(call);
+            let mut call = mutator.foreign_call().dynamic(&snprintf);
+            call.copy_slice(&[0_u8; 64]).unwrap();
+            call.value(64_usize).unwrap();
+            call.text("%d %g").unwrap();
+            call.value(1).unwrap();
+            call.value(0.5).unwrap();
+            // SAFETY: as above.
+            assert_eq!(unsafe { call.run() }.unwrap().result(), Value::I32(5));
+            drop(call);
+            let mut call = mutator.foreign_call().dynamic(&named);
+            call.copy_slice(&[0_u8; 64]).unwrap();
+            call.value(64_usize).unwrap();
+            call.text("").unwrap();
+            for _ in 0..20 {
+                call.value(Value::NULL).unwrap();
+            }
+            // SAFETY: as above.
+            assert_eq!(unsafe { call.run() }.unwrap().result(), Value::I32(0));
+            drop(call);
+            let mut call = mutator.foreign_call().dynamic(&strtol);
+            call.reference(digits, Plan::Pin).unwrap();
+            call.copy(core::ptr::null::<u8>()).unwrap();
+            call.value(10).unwrap();
+            // SAFETY: as above.
+            assert_eq!(unsafe { call.run() }.unwrap().result().as_i64(), Some(123));
+            drop(call);
+            // SAFETY: calls the callback.
+            assert_eq!(mutator.foreign_call().run(|| unsafe { foreign_call_back(code, 7) }), 7);
+        });
+    }
 }

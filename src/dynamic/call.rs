@@ -145,7 +145,7 @@ impl<'m, V: StackScanner> Call<'m, V> {
     /// Passes a value: a number, a truth value, a pointer, or the bytes of a struct.
     ///
     /// In checked mode the address in a pointer is [checked](ForeignCall::check) when the call runs. Where it stands for `...` its C type is that of the value's variant, promoted: `I32` is an
-    /// `int`, `I64` an `int64_t`, `F64` a `double`.
+    /// `int`, `I64` an `int64_t`, `F64` a `double`. What the callee takes it for nobody can check: C leaves `%d` with an `int64_t` undefined, though on x86_64 and aarch64 it prints the low half.
     ///
     /// # Errors
     ///
@@ -409,6 +409,32 @@ impl<'m, V: StackScanner> Call<'m, V> {
         // SAFETY: promised by the caller.
         let (word, errno) = self.guard.run_with_errno(|| unsafe { target.call() });
         Ok((self.end(word), errno))
+    }
+
+    /// [`try_run`](Self::try_run), and C's `errno` as it was when the function returned.
+    ///
+    /// # Safety
+    ///
+    /// As for [`run`](Self::run).
+    ///
+    /// # Errors
+    ///
+    /// As [`try_run`](Self::try_run).
+    ///
+    /// # Panics
+    ///
+    /// As [`ForeignCall::try_run`].
+    #[inline(always)]
+    #[track_caller]
+    pub unsafe fn try_run_with_errno(&mut self) -> Result<Result<(&Self, Errno), V::Exception>, CallError> {
+        let prepared = self.begin()?;
+        let target = self.target(prepared);
+        // SAFETY: promised by the caller.
+        let outcome = self.guard.try_run(|| unsafe { (target.call(), Errno::current()) });
+        match outcome {
+            Ok((word, errno)) => Ok(Ok((self.end(word), errno))),
+            Err(exception) => Ok(Err(exception)),
+        }
     }
 
     /// What the last run gave: [`Value::Bytes`] for a struct. [`Value::Void`] before the first, and after one that ended with the error of an upcall.

@@ -20,6 +20,7 @@ use super::quarantine::{self, Dropped, LateCall, Quarantine};
 use super::signature::Signature;
 use super::types::Kind;
 use super::value::{Value, ValueError};
+use crate::faults::Faults;
 use crate::mutator::Mutator;
 use crate::occupancy::{Occupancy, Visitor};
 use crate::pause::Shared;
@@ -568,7 +569,7 @@ impl Drop for Late {
 /// # Safety
 ///
 /// `head` is a closure's, and this is done once.
-unsafe fn close(head: NonNull<Head>, faults: crate::faults::Faults) {
+unsafe fn close(head: NonNull<Head>, faults: Faults) {
     // SAFETY: promised by the caller.
     let this = unsafe { head.as_ref() };
     if this.occupancy.close(faults) {
@@ -629,9 +630,10 @@ unsafe extern "C" fn enter<V, B, const POLICY: u8>(
         }
         _ => (ptr::null(), Visitor::Other),
     };
-    let open = head.occupancy.enter(visitor);
+    let open = head.occupancy.enter(visitor, V::FAULTS);
     // SAFETY: the address of a live whole, which is not null.
-    let leaving = Leaving { head: unsafe { NonNull::new_unchecked(data.cast()) }, visitor };
+    let own = unsafe { NonNull::new_unchecked(data.cast::<Head>()) };
+    let leaving = Leaving { head: own, visitor, faults: V::FAULTS };
     if !open {
         return late::<V, B>(whole, leaving, result);
     }
@@ -663,6 +665,7 @@ struct Leaving {
     /// The whole's own pointer: one made of a reference to the head would not reach the body.
     head: NonNull<Head>,
     visitor: Visitor,
+    faults: Faults,
 }
 
 impl Drop for Leaving {
@@ -672,7 +675,7 @@ impl Drop for Leaving {
         let head = unsafe { self.head.as_ref() };
         // Foreign frames are next: the drop of a body must not unwind.
         // SAFETY: C2.
-        head.occupancy.leave(self.visitor, || hook(|| unsafe { (head.end)(self.head) }));
+        head.occupancy.leave(self.visitor, self.faults, || hook(|| unsafe { (head.end)(self.head) }));
     }
 }
 

@@ -79,14 +79,14 @@ impl Library {
         // SAFETY: of the symbol only its address is used.
         let symbol = unsafe { self.library.get::<*const c_void>(name) };
         let unknown =
-            |reason| SymbolError::Unknown { symbol: name.to_owned(), library: self.name.to_string(), reason };
+            |reason| SymbolError { symbol: name.to_owned(), library: self.name.to_string(), reason };
         let symbol = symbol.map_err(|error| unknown(said(&error)))?;
         // SAFETY: the function that is made of it holds the library.
         let address =
             unsafe { symbol.try_as_raw_ptr() }.ok_or_else(|| unknown("it has no address".to_owned()))?;
         let address = address.cast_const();
         if address.is_null() {
-            return Err(SymbolError::Null { symbol: name.to_owned(), library: self.name.to_string() });
+            return Err(unknown("it is a weak symbol that nothing defines".to_owned()));
         }
         Ok(Function {
             address,
@@ -129,26 +129,14 @@ pub struct LibraryError {
 
 /// A symbol that could not be made a function.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum SymbolError {
-    /// The library does not have it.
-    #[error("`{symbol}` is not in {library}: {reason}")]
-    Unknown {
-        /// The symbol.
-        symbol: String,
-        /// The library.
-        library: String,
-        /// What the system says.
-        reason: String,
-    },
-    /// The library has it, and its value is null: a weak symbol that nobody defines.
-    #[error("`{symbol}` is null in {library}; it is a weak symbol that nothing defines")]
-    Null {
-        /// The symbol.
-        symbol: String,
-        /// The library.
-        library: String,
-    },
+#[error("`{symbol}` is not in {library}: {reason}")]
+pub struct SymbolError {
+    /// The symbol.
+    pub symbol: String,
+    /// The library.
+    pub library: String,
+    /// What the system says.
+    pub reason: String,
 }
 
 /// A C function with a signature that is known at run time.

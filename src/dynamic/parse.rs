@@ -9,6 +9,7 @@
 //!
 //! Types that stand behind `...` are those of one call. Everything else is a subset of C; what C has beyond it is refused by name, with what to write instead.
 
+mod declaration;
 mod keywords;
 mod tokens;
 
@@ -18,12 +19,13 @@ use super::abi::Abi;
 use super::signature::Signature;
 use super::types::{DEEPEST, LARGEST, Scalar, Struct, Target, Type, TypeError};
 use core::fmt;
+use declaration::declaration;
 use keywords::{IDLE_WORDS, TYPE_WORDS, Words, reason};
 use std::collections::HashMap;
 use std::sync::Arc;
 use tokens::{
-    Input, Parsed, State, at_end, deeper, expected, here, name, next_is, next_word, number, refused,
-    refused_type, take, takes, word,
+    Input, Parsed, State, at_end, deeper, expected, here, name, next_word, number, refused, refused_type,
+    take, takes, word,
 };
 use winnow::stream::{LocatingSlice, Stateful, Stream};
 
@@ -710,76 +712,6 @@ fn result_pointer(input: &mut Input<'_, '_>, base: Base) -> Parsed<Base> {
     match name {
         None => Ok(Base { target: Target::Type(ty), constant: false, at }),
         Some((_, at)) => Err(refused(at, RETURNS_FUNCTION)),
-    }
-}
-
-/// One declaration of a struct, an enumeration or a typedef.
-///
-/// # Errors
-///
-/// What is wrong with the text.
-fn declaration(input: &mut Input<'_, '_>) -> Parsed<()> {
-    if takes(input, ";") {
-        return Ok(());
-    }
-    let typedef = next_word(input) == Some("typedef");
-    if typedef {
-        word(input);
-    }
-    let at = here(input);
-    let base = specifiers(input)?;
-    if typedef {
-        loop {
-            let (name, target) = match named_alone(input, &base) {
-                Some(named) => named,
-                None => {
-                    let (name, ty) = declarator(input, base.clone(), Place::Type)?;
-                    let Some((name, at)) = name else {
-                        return Err(expected(here(input), "the name of the type"));
-                    };
-                    ty.extent().check().map_err(|error| refused_type(at, &error))?;
-                    ((name, at), Target::Type(ty.named(name)))
-                }
-            };
-            let (name, at) = name;
-            if input.state.name(name).is_some_and(|known| *known != target) {
-                return Err(refused(at, format!("`{name}` has been declared already, as another type")));
-            }
-            input.state.new.names.insert(name.into(), target);
-            if !takes(input, ",") {
-                break;
-            }
-        }
-    } else if !matches!(base.target, Target::Type(Type::Struct(_) | Type::Enum(_)) | Target::Named(_))
-        && !matches!(base.target, Target::Type(Type::Scalar(Scalar::Int)))
-    {
-        return Err(expected(at, "a struct, an enumeration or a typedef"));
-    }
-    take(input, ";", "`;`")
-}
-
-/// Takes the name in `typedef struct sqlite3 sqlite3;`: of a struct that is known by name, and has another now.
-fn named_alone<'i>(input: &mut Input<'i, '_>, base: &Base) -> Option<((&'i str, usize), Target)> {
-    let Target::Named(_) = &base.target else { return None };
-    let start = input.checkpoint();
-    let at = here(input);
-    let named = name(input).map(|name| ((name, at), base.target.clone()));
-    if named.is_none() || next_is(input, "[") {
-        input.reset(&start);
-        return None;
-    }
-    named
-}
-
-impl Type {
-    /// A struct without a tag, once it has a name.
-    fn named(self, name: &str) -> Self {
-        match self {
-            Self::Struct(ty) if ty.tag.is_none() => {
-                Self::Struct(Arc::new(Struct { tag: Some(name.into()), ..Struct::clone(&ty) }))
-            }
-            ty => ty,
-        }
     }
 }
 

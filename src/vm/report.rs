@@ -21,7 +21,7 @@ pub enum Report<'r> {
         /// What happened.
         error: UpcallError<'r>,
     },
-    /// An upcall failed, and the [policy](ErrorPolicy::Fallback) says that C's fallback value is all there is.
+    /// An upcall failed, and the [policy](crate::ErrorPolicy::Fallback) says that C's fallback value is all there is.
     UpcallErrorIgnored {
         /// What happened.
         error: UpcallError<'r>,

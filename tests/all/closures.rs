@@ -110,7 +110,7 @@ fn a_closure_calls_itself_through_c_and_others_inside_it() {
     .unwrap();
     *own.lock().unwrap() = Some(code(&outer));
     let mut mutator = world.attach().unwrap();
-    assert_eq!(call_back(&mut mutator, code(&outer), 60), (0..=60).map(|x| x * x).sum());
+    assert_eq!(call_back(&mut mutator, code(&outer), 60), (0..=60).map(|x| x * x).sum::<c_int>());
     assert_eq!(mutator.depth(), 0);
 }
 
@@ -194,7 +194,6 @@ fn errors_of_closures_go_the_way_of_every_upcalls() {
     );
     assert!(said.ends_with("returned nothing, and its signature is `int (int)`; call `Invocation::returns`, or return an exception"), "{said}");
     assert_eq!(try_call(3), Ok(3));
-    drop(try_call);
     assert_eq!(seen, 3);
     // C's clean-up runs, and sees the fallback value.
     let mut cleaned_up = 0;
@@ -244,7 +243,6 @@ fn a_closures_own_policy_wins_over_the_calls() {
     assert_eq!(outcome(&carried, ErrorPolicy::Fallback), Err(Trap::NoSuchNative(2)));
     assert_eq!(outcome(&plain, ErrorPolicy::Fallback), Ok(9));
     assert_eq!(outcome(&plain, ErrorPolicy::Carry), Err(Trap::NoSuchNative(2)));
-    drop(outcome);
     assert_eq!(world.vm().take_reports().len(), 2);
 }
 

@@ -174,7 +174,7 @@ fn a_wrong_number_of_arguments_is_shown_at_the_call() {
 fn an_argument_of_the_wrong_type_is_shown_where_it_stands() {
     script_fails(
         "extern \"libc.so.6\" int abs(int);\nprint(abs(0.5));",
-        "-e:2:11: argument 0 of `abs` is of the wrong type: a `int` was expected, and the `double` 0.5 came; it is declared `int (int)`\n\
+        "-e:2:11: argument 0 of `abs` is of the wrong type: `int` was expected, and the `double` 0.5 came; it is declared `int (int)`\n\
          \x20 print(abs(0.5));\n\
          \x20           ^\n",
     );

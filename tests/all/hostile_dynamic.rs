@@ -177,8 +177,11 @@ fn a_run_that_ends_with_an_error_leaves_no_result_of_the_one_before() {
         let closure = Closure::new(&world, &signature, move |_, call| match call.argument(0) {
             Value::I32(0) => Err(Trap::NoSuchNative(1)),
             Value::I32(1) => panic_quietly(3),
-            _ if bytes => Ok(call.returns(Value::Bytes(&[1; 16])).unwrap()),
-            _ => Ok(call.returns(9).unwrap()),
+            _ => {
+                let result = if bytes { Value::Bytes(&[1; 16]) } else { Value::I32(9) };
+                call.returns(result).unwrap();
+                Ok(())
+            }
         });
         let closure = closure.unwrap();
         let function = Function::new(closure.code(), "fails", &signature).unwrap();

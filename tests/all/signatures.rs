@@ -5,7 +5,9 @@ use proptest::prelude::{Just, Strategy, any, prop_oneof};
 use proptest::sample::select;
 use proptest::test_runner::{Config, RngAlgorithm, TestCaseError, TestRng, TestRunner};
 use proptest::{prop_assert, prop_assert_eq};
-use reentry::dynamic::{Abi, Pointee, Scalar, Signature, SignatureError, Struct, Target, Type, Types};
+use reentry::dynamic::{
+    Abi, Pointee, Scalar, Signature, SignatureError, Struct, Target, Type, TypeError, Types,
+};
 use std::sync::Arc;
 
 /// A runner that makes the same cases each time.
@@ -50,18 +52,6 @@ fn structure(fields: Vec<(Arc<str>, Type)>, tagged: bool) -> Type {
     Type::Struct(Arc::new(Struct::new(Some(&format!("s{hash}")), fields).expect("as above")))
 }
 
-/// Whether it is a pointer to a function, or to such a pointer: an array of these has no text here.
-fn leads_to_function(ty: &Type) -> bool {
-    match ty {
-        Type::Pointer(pointee) => match &pointee.target {
-            Target::Function(_) => true,
-            Target::Type(ty) => leads_to_function(ty),
-            _ => false,
-        },
-        _ => false,
-    }
-}
-
 /// Types of values: what is a parameter, a result or a field.
 fn values() -> impl Strategy<Value = Type> {
     let named = (select(&["struct ", "union "]), names(), any::<bool>())
@@ -74,9 +64,6 @@ fn values() -> impl Strategy<Value = Type> {
     ];
     leaf.prop_recursive(4, 24, 4, |inner| {
         let field = (inner.clone(), vec(1..4_usize, 0..3)).prop_map(|(ty, counts)| {
-            if leads_to_function(&ty) {
-                return ty;
-            }
             counts.into_iter().fold(ty, |ty, count| Type::Array(Arc::new(ty), count))
         });
         let fields = vec((names(), field), 1..4);
@@ -121,10 +108,8 @@ fn a_signature_that_was_printed_is_read_again() {
 
 #[test]
 fn a_type_that_was_printed_is_read_again() {
-    let arrays = (values(), vec(1..4_usize, 0..3)).prop_map(|(ty, counts)| match leads_to_function(&ty) {
-        true => ty,
-        false => counts.into_iter().fold(ty, |ty, count| Type::Array(Arc::new(ty), count)),
-    });
+    let arrays = (values(), vec(1..4_usize, 0..3))
+        .prop_map(|(ty, counts)| counts.into_iter().fold(ty, |ty, count| Type::Array(Arc::new(ty), count)));
     let ran = runner(4000).run(&arrays, |ty| {
         let printed = ty.to_string();
         let again = Types::new().parse(&printed).map_err(|error| TestCaseError::fail(error.to_string()))?;
@@ -270,6 +255,8 @@ fn declared() -> Types {
         typedef int row[3]; typedef row square[3];
         struct tm { int tm_sec, tm_min, tm_hour; const char *tm_zone; };
         typedef struct { double x, y; } point;
+        typedef struct sqlite3 sqlite3; typedef struct later later;
+        struct later { int (*handlers[3])(int), count; };
         enum colour { RED, GREEN = 5, BLUE, };
         typedef enum { LOW = -1, HIGH } level;
     ";
@@ -278,6 +265,15 @@ fn declared() -> Types {
 }
 
 const READ: &[(&str, &str)] = &[
+    // Structs that are known by name alone, or were.
+    ("int sqlite3_open(const char *filename, sqlite3 **ppDb);", "int (const char*, struct sqlite3**)"),
+    ("const sqlite3 *f(sqlite3 *const p)", "const struct sqlite3* (struct sqlite3*)"),
+    (
+        "void f(later x, later *y)",
+        "void (struct later { int (*handlers[3])(int); int count; }, struct later*)",
+    ),
+    ("int f(int (*x[3])(void))", "int (int (**)(void))"),
+    ("int f(int (*const x[])(void))", "int (int (*const*)(void))"),
     // The C library.
     ("int printf(const char *restrict format, ...);", "int (const char*, ...)"),
     (
@@ -537,7 +533,11 @@ const REFUSED: &[(&str, usize, &str)] = &[
     ("int f(int (*)[3])", 12, "a pointer to an array is not read; write it as a pointer to the element"),
     ("int f(int (*x)[3])", 12, "a pointer to an array is not read; write it as a pointer to the element"),
     ("int f(int x[2][3])", 12, "a pointer to an array is not read; write it as a pointer to the element"),
-    ("int f(int (*x[3])(void))", 14, "`)` was expected, and `[` came"),
+    (
+        "int f(int (*x[3][2])(void))",
+        14,
+        "a pointer to an array is not read; write it as a pointer to the element",
+    ),
     ("int f(int (x))", 12, "the `*` of a pointer to a function was expected, and `x` came"),
     ("int f(int x(void))", 12, "`,` or `)` was expected, and `(` came"),
     ("int f(int x[010])", 13, "octal numbers are not read; write it in decimal or as 0x"),
@@ -670,11 +670,18 @@ const REFUSED_DECLARATIONS: &[(&str, usize, usize, &str)] = &[
     ),
     ("typedef int point;", 1, 13, "`point` has been declared already, as another type"),
     (
-        "typedef struct sqlite3 sqlite3;",
+        "typedef struct sqlite3 array[2];",
         1,
         9,
         "`struct sqlite3` has not been declared with its fields; declare it, or pass a pointer to it",
     ),
+    (
+        "typedef struct sqlite3 u; struct e { u x; };",
+        1,
+        38,
+        "`struct sqlite3` has not been declared with its fields; declare it, or pass a pointer to it",
+    ),
+    ("enum e { };", 1, 10, "the name of a constant was expected, and `}` came"),
     ("typedef int;", 1, 12, "the name of the type was expected, and `;` came"),
     ("int x;", 1, 5, "`;` was expected, and `x` came"),
     ("int f(void);", 1, 5, "`;` was expected, and `f` came"),
@@ -747,7 +754,7 @@ const REFUSED_DECLARATIONS: &[(&str, usize, usize, &str)] = &[
         12,
         "a union is not passed by value here: libffi has no description of it; pass a pointer to it",
     ),
-    ("struct e { int (*f[2])(void); };", 1, 19, "`)` was expected, and `[` came"),
+    ("struct e { int (*f[2](void); };", 1, 22, "`)` was expected, and `(` came"),
     (
         "struct __attribute__((packed)) e { int x; };",
         1,
@@ -780,12 +787,7 @@ const REFUSED_DECLARATIONS: &[(&str, usize, usize, &str)] = &[
         39,
         "a pointer to an array is not read; write it as a pointer to the element",
     ),
-    (
-        "typedef union u u;",
-        1,
-        9,
-        "`union u` has not been declared with its fields; declare it, or pass a pointer to it",
-    ),
+    ("typedef union u u; typedef int u;", 1, 32, "`u` has been declared already, as another type"),
     ("typedef int fn(int);", 1, 15, "`;` was expected, and `(` came"),
     ("struct e { int int; };", 1, 12, "`int int` is no type of C"),
     ("enum e { A, B C };", 1, 15, "`,` or `}` was expected, and `C` came"),
@@ -891,6 +893,61 @@ fn nesting_has_an_end() {
         }
         assert_eq!(Signature::parse(&text(100_000)).unwrap_err().message(), message);
     }
+}
+
+#[test]
+fn types_made_by_hand_are_refused_as_declared_ones_are() {
+    let int = || Type::Scalar(Scalar::Int);
+    let field = |ty| vec![("x".into(), ty)];
+    let structure = |fields| Struct::new(None, fields).map(|ty| Type::Struct(Arc::new(ty)));
+    assert_eq!(structure(vec![]), Err(TypeError::EmptyStruct));
+    assert_eq!(structure(field(Type::Void)), Err(TypeError::Void("x".into())));
+    let none = Type::Array(Arc::new(int()), 0);
+    assert_eq!(structure(field(none)), Err(TypeError::EmptyArray("x".into())));
+    for count in [1 << 16, usize::MAX / 2, usize::MAX] {
+        let large = structure(field(Type::Array(Arc::new(int()), count)));
+        assert!(matches!(large, Err(TypeError::TooLarge { size }) if size > 1 << 16), "{count}");
+    }
+    let half = structure(field(Type::Array(Arc::new(int()), 1 << 13))).unwrap();
+    assert!(Signature::new(Abi::C, Type::Void, vec![half.clone()]).is_ok());
+    let size = Signature::new(Abi::C, half.clone(), vec![half.clone(), half]).unwrap_err();
+    assert_eq!(size, TypeError::TooLarge { size: 3 << 15 });
+    let deep = (0..40).try_fold(int(), |ty, _| structure(field(ty)));
+    assert_eq!(deep, Err(TypeError::TooDeep));
+    let deep = (0..200).fold(int(), |ty, _| ty.pointer_to(false));
+    assert_eq!(Signature::new(Abi::C, Type::Void, vec![deep]), Err(TypeError::TooDeep));
+    let many = Signature::new(Abi::C, Type::Void, vec![int(); 256]);
+    assert_eq!(many, Err(TypeError::TooManyParameters { count: 256 }));
+    assert_eq!(Signature::new(Abi::C, Type::Void, vec![int(); 255]).unwrap().parameters().len(), 255);
+    let array = Type::Array(Arc::new(int()), 2);
+    assert_eq!(Signature::new(Abi::C, array.clone(), vec![]), Err(TypeError::ArrayResult));
+    let decayed = Signature::new(Abi::C, Type::Void, vec![array]).unwrap();
+    assert_eq!(decayed.to_string(), "void (int*)");
+    assert!(matches!(Signature::new(Abi::C, Type::Void, vec![Type::Void]), Err(TypeError::Void(_))));
+    let short = Type::Scalar(Scalar::Short);
+    let dots = Signature::variadic(Abi::C, Type::Void, vec![]).unwrap();
+    assert_eq!(dots.with_variadic(core::slice::from_ref(&short)), Err(TypeError::Unpromoted(short)));
+}
+
+/// Each name stands for what was declared before it, twice: a short text, and a type that would fill the memory when it is written out.
+#[test]
+fn what_a_chain_of_names_unfolds_to_has_an_end() {
+    let chain = |length: usize, next: &dyn Fn(usize) -> String| {
+        let mut text = "typedef int t0;".to_owned();
+        (1..=length).for_each(|number| text.push_str(&next(number)));
+        Types::new().declare(&text).map_err(|error| error.message().to_owned())
+    };
+    let deep = "types are nested more than 32 deep; simplify the declaration".to_owned();
+    let intricate =
+        "written out, the type has more than 20000 parts; declare pointers in it as `void*`".to_owned();
+    let pointers = |number| format!("typedef t{} *t{number};", number - 1);
+    assert_eq!((chain(100, &pointers), chain(100_000, &pointers)), (Ok(()), Err(deep)));
+    let functions = |number| format!("typedef void (*t{number})(t{0}, t{0});", number - 1);
+    assert_eq!((chain(10, &functions), chain(60, &functions)), (Ok(()), Err(intricate.clone())));
+    let structs = |number| format!("typedef struct {{ t{0} *a, *b; t{0} c; }} t{number};", number - 1);
+    assert_eq!(chain(10, &structs), Ok(()), "a pointer needs the name alone");
+    let anonymous = |number| format!("typedef void (*t{number})(struct {{ t{0} a, b, c; }} *);", number - 1);
+    assert_eq!(chain(60, &anonymous), Err(intricate));
 }
 
 #[test]

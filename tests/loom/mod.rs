@@ -83,6 +83,7 @@ protections! {
     UngatedDetach = UNGATED_DETACH;
     HandleReleasedAtOnce = HANDLE_RELEASED_AT_ONCE;
     LookupUncounted = LOOKUP_UNCOUNTED;
+    ClosureEndedAtOnce = CLOSURE_ENDED_AT_ONCE;
     UngatedStop = UNGATED_STOP;
     ClosedTooEarly = CLOSED_TOO_EARLY;
     RelaxedPost = RELAXED_POST;

@@ -88,6 +88,34 @@ pub enum CallError {
     },
 }
 
+impl CallError {
+    /// The function.
+    #[must_use]
+    pub fn function(&self) -> &str {
+        match self {
+            Self::WrongCount { function, .. }
+            | Self::WrongType { function, .. }
+            | Self::WrongClosure { function, .. }
+            | Self::Refused { function, .. }
+            | Self::Text { function, .. }
+            | Self::Variadic { function, .. } => function,
+        }
+    }
+
+    /// Which argument it is about, from 0: none if it is about their number.
+    #[must_use]
+    pub fn index(&self) -> Option<usize> {
+        match self {
+            Self::WrongCount { .. } => None,
+            Self::WrongType { index, .. }
+            | Self::WrongClosure { index, .. }
+            | Self::Refused { index, .. }
+            | Self::Text { index, .. }
+            | Self::Variadic { index, .. } => Some(*index),
+        }
+    }
+}
+
 #[cold]
 #[inline(never)]
 pub(super) fn wrong_type(function: &Function, index: usize, error: ValueError) -> CallError {
