@@ -17,7 +17,7 @@
 //! - **C3** Nobody who came in before it was closed touches it once it [is deserted](Occupancy::is_deserted), nor does who ends it.
 
 use crate::faults::Faults;
-use crate::sync::{AtomicU32, FenceStrategy, light_compiler_fence, light_fence};
+use crate::sync::{AtomicU32, AtomicUsize, FenceStrategy, light_compiler_fence, light_fence};
 use core::sync::atomic::Ordering;
 
 const OPEN: u32 = 0;
@@ -29,38 +29,17 @@ const ENDED: u32 = 2;
 pub(crate) struct Occupancy {
     state: AtomicU32,
     /// The owner's. It alone writes.
-    owner: Counts,
+    owner: AtomicUsize,
     /// Those of all others.
-    others: Counts,
+    others: AtomicUsize,
     fence: FenceStrategy,
 }
 
-/// How often somebody is there.
-#[derive(Debug)]
-struct Counts {
-    /// Inside.
-    inside: AtomicU32,
-    /// Inside, or on the way out: it needs the memory.
-    present: AtomicU32,
-}
+/// A visitor inside: the low half of a word counts them.
+const INSIDE: usize = 1;
 
-impl Counts {
-    fn new() -> Self {
-        Self { inside: AtomicU32::new(0), present: AtomicU32::new(0) }
-    }
-}
-
-/// Adds one to a count, and takes one away, where no other thread writes.
-#[inline(always)]
-fn add_alone(count: &AtomicU32) {
-    count.store(count.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
-}
-
-/// See [`add_alone`]. Released: what was done before is done.
-#[inline(always)]
-fn take_alone(count: &AtomicU32) {
-    count.store(count.load(Ordering::Relaxed) - 1, Ordering::Release);
-}
+/// A visitor inside or on the way out, who needs the memory: the high half counts them.
+const PRESENT: usize = 1 << (usize::BITS / 2);
 
 /// As whom a thread goes in, and later out.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -73,7 +52,7 @@ pub(crate) enum Visitor {
 
 impl Occupancy {
     pub(crate) fn new(fence: FenceStrategy) -> Self {
-        Self { state: AtomicU32::new(OPEN), owner: Counts::new(), others: Counts::new(), fence }
+        Self { state: AtomicU32::new(OPEN), owner: AtomicUsize::new(0), others: AtomicUsize::new(0), fence }
     }
 
     #[inline(always)]
@@ -94,12 +73,10 @@ impl Occupancy {
         match visitor {
             // Only this thread writes; pairs with the loads in `empty` and `is_deserted`, by the fences.
             Visitor::Owner => {
-                add_alone(&self.owner.present);
-                add_alone(&self.owner.inside);
+                self.owner.store(self.owner.load(Ordering::Relaxed) + PRESENT + INSIDE, Ordering::Relaxed);
             }
             Visitor::Other => {
-                self.others.present.fetch_add(1, Ordering::Relaxed);
-                self.others.inside.fetch_add(1, Ordering::Relaxed);
+                self.others.fetch_add(PRESENT + INSIDE, Ordering::Relaxed);
             }
         }
         self.light(faults);
@@ -112,9 +89,11 @@ impl Occupancy {
     pub(crate) fn leave(&self, visitor: Visitor, faults: Faults, end: impl FnOnce()) {
         // Released for whoever ends it: what was done inside is done.
         match visitor {
-            Visitor::Owner => take_alone(&self.owner.inside),
+            Visitor::Owner => {
+                self.owner.store(self.owner.load(Ordering::Relaxed) - INSIDE, Ordering::Release)
+            }
             Visitor::Other => {
-                self.others.inside.fetch_sub(1, Ordering::Release);
+                self.others.fetch_sub(INSIDE, Ordering::Release);
             }
         }
         self.light(faults);
@@ -124,9 +103,11 @@ impl Occupancy {
         }
         // Released for whoever gives the memory back (C3). Nothing of `self` is touched after this.
         match visitor {
-            Visitor::Owner => take_alone(&self.owner.present),
+            Visitor::Owner => {
+                self.owner.store(self.owner.load(Ordering::Relaxed) - PRESENT, Ordering::Release)
+            }
             Visitor::Other => {
-                self.others.present.fetch_sub(1, Ordering::Release);
+                self.others.fetch_sub(PRESENT, Ordering::Release);
             }
         }
     }
@@ -149,7 +130,7 @@ impl Occupancy {
         }
         self.fence.heavy();
         // Pair with the last stores in `leave`.
-        self.owner.present.load(Ordering::Acquire) == 0 && self.others.present.load(Ordering::Acquire) == 0
+        self.owner.load(Ordering::Acquire) < PRESENT && self.others.load(Ordering::Acquire) < PRESENT
     }
 
     #[cold]
@@ -163,7 +144,7 @@ impl Occupancy {
     fn empty(&self) -> bool {
         self.fence.heavy();
         // Pair with the first stores in `leave`.
-        self.owner.inside.load(Ordering::Acquire) == 0 && self.others.inside.load(Ordering::Acquire) == 0
+        [&self.owner, &self.others].iter().all(|count| count.load(Ordering::Acquire) % PRESENT == 0)
     }
 }
 

@@ -18,6 +18,8 @@ pub(crate) use crossing::run_on;
 use crate::mutator::Mutator;
 use crate::pause::Shared;
 use crate::thread::only;
+#[cfg(feature = "libffi")]
+use crate::transition::hook;
 use crate::unwind::last_resort;
 use crate::vm::{ErrorPolicy, StackScanner};
 use core::ffi::c_void;
@@ -603,8 +605,8 @@ fn enter_somewhere<V: StackScanner>(
     match world.upgrade() {
         Some(shared) => cross_in_world(&shared, conduct, body, fallback),
         None => {
-            // There is no VM left to tell.
-            eprintln!("reentry: {}", crate::vm::Report::UpcallAfterShutdown);
+            // There is no VM left to tell. Foreign frames are next: what cannot be written must not unwind.
+            hook(|| eprintln!("reentry: {}", crate::vm::Report::UpcallAfterShutdown));
             fallback();
         }
     }

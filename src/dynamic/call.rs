@@ -34,7 +34,7 @@ use core::ops::Deref;
 use core::ptr;
 use error::{wrong_count, wrong_type};
 use std::sync::Arc;
-use words::{Cold, Side, Target, arguments, in_memory, place_of_result};
+use words::{Cold, Side, Target, arguments, copy_bytes, in_memory, place_of_result};
 
 /// How a call passes a reference: what C gets, and for how long the object is kept.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
@@ -189,7 +189,7 @@ impl<'m, V: StackScanner> Call<'m, V> {
         {
             let to = arguments(self.guard.frame()).wrapping_add(parameter.word.into());
             // SAFETY: the argument's own words, which hold so many bytes.
-            unsafe { ptr::copy_nonoverlapping(bytes.as_ptr(), to.cast::<u8>(), bytes.len()) };
+            unsafe { copy_bytes(bytes, to) };
             self.count += 1;
             return Ok(());
         }

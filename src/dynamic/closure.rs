@@ -17,7 +17,7 @@
 //! is needed to answer a late call go to quarantine (`quarantine.rs`), and are freed when they leave it.
 
 use super::quarantine::{self, Dropped, LateCall, Quarantine};
-use super::signature::Signature;
+use super::signature::{Prepared, Signature};
 use super::types::Kind;
 use super::value::{Value, ValueError};
 use crate::faults::Faults;
@@ -134,6 +134,7 @@ struct Whole<V: StackScanner, B> {
 /// What C has called a closure with, and where the result goes.
 pub struct Invocation<'u> {
     signature: &'u Signature,
+    prepared: &'u Prepared,
     arguments: *const *const c_void,
     result: *mut c_void,
     returned: Cell<bool>,
@@ -149,7 +150,7 @@ impl<'u> Invocation<'u> {
     /// How many arguments there are.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.signature.prepared().parameters.len()
+        self.prepared.parameters.len()
     }
 
     /// Says whether there is none.
@@ -179,7 +180,7 @@ impl<'u> Invocation<'u> {
     #[inline(always)]
     #[must_use]
     pub fn get(&self, index: usize) -> Option<Value<'u>> {
-        let kind = self.signature.prepared().parameters.get(index)?.kind;
+        let kind = self.prepared.parameters.get(index)?.kind;
         // SAFETY: libffi gives an address for each argument, of memory that holds a value of its type and lasts until the call is over.
         unsafe {
             let address = *self.arguments.add(index);
@@ -217,7 +218,7 @@ impl<'u> Invocation<'u> {
     /// If the value is not of the signature's result type.
     #[inline(always)]
     pub fn returns<'v>(&self, value: impl Into<Value<'v>> + Copy) -> Result<(), ValueError> {
-        let kind = self.signature.prepared().result;
+        let kind = self.prepared.result;
         match value.into().exact_word(kind) {
             // SAFETY: libffi gives memory for a result of the signature's type.
             Some(word) => unsafe { write_result(self.result, kind, word) },
@@ -643,6 +644,7 @@ unsafe extern "C" fn enter<V, B, const POLICY: u8>(
         |mutator| {
             let invocation = Invocation {
                 signature: &head.signature,
+                prepared: head.signature.prepared(),
                 arguments: arguments.cast_const().cast(),
                 result,
                 returned: Cell::new(false),

@@ -251,6 +251,25 @@ impl<'m> Cold<'m> {
     }
 }
 
+/// Copies the bytes of a struct to its words: whole words one by one, which is less than a call of `memcpy` for the few that most have.
+///
+/// # Safety
+///
+/// `to` is valid for writes of so many bytes, and these do not lie there.
+#[inline(always)]
+pub(super) unsafe fn copy_bytes(bytes: &[u8], to: *mut u64) {
+    let (words, rest) = bytes.as_chunks::<8>();
+    if words.len() <= 4 && rest.is_empty() {
+        for (index, word) in words.iter().enumerate() {
+            // SAFETY: promised by the caller.
+            unsafe { to.add(index).write(u64::from_ne_bytes(*word)) };
+        }
+    } else {
+        // SAFETY: promised by the caller.
+        unsafe { ptr::copy_nonoverlapping(bytes.as_ptr(), to.cast::<u8>(), bytes.len()) };
+    }
+}
+
 /// As much as the strictest C type asks for.
 #[derive(Clone, Copy)]
 #[repr(align(16))]
