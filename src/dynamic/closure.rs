@@ -620,7 +620,6 @@ unsafe extern "C" fn enter<V, B, const POLICY: u8>(
     // SAFETY: promised by the caller; freed only when nobody is inside, and C does not call any more.
     let whole = unsafe { &*data.cast::<Whole<V, B>>() };
     let head = &whole.head;
-    let fallback = || head.write_fallback(result);
     let here = only_of_any_type();
     // SAFETY: null, or this thread's record.
     let (record, visitor) = match unsafe { here.as_ref() } {
@@ -638,26 +637,27 @@ unsafe extern "C" fn enter<V, B, const POLICY: u8>(
     if !open {
         return late::<V, B>(whole, leaving, result);
     }
+    // Here, and handed on by its address: the body reads what was written once.
+    let invocation = &Invocation {
+        signature: &head.signature,
+        prepared: head.signature.prepared(),
+        arguments: arguments.cast_const().cast(),
+        result,
+        returned: Cell::new(false),
+    };
     enter_dynamic::<V, POLICY>(
         record,
         &whole.world,
-        |mutator| {
-            let invocation = Invocation {
-                signature: &head.signature,
-                prepared: head.signature.prepared(),
-                arguments: arguments.cast_const().cast(),
-                result,
-                returned: Cell::new(false),
-            };
+        move |mutator| {
             // SAFETY: C1: this thread is inside.
             let body = unsafe { &*whole.body.get() };
-            body(mutator, &invocation)?;
-            if !invocation.returned.get() && head.result != Kind::Void {
-                head.abort_or_panic_without_result();
+            body(mutator, invocation)?;
+            if !invocation.returned.get() && whole.head.result != Kind::Void {
+                whole.head.panic_without_result();
             }
             Ok(())
         },
-        fallback,
+        move || whole.head.write_fallback(invocation.result),
     );
     drop(leaving);
 }
@@ -703,7 +703,7 @@ impl Head {
     /// Always.
     #[cold]
     #[inline(never)]
-    fn abort_or_panic_without_result(&self) {
+    fn panic_without_result(&self) {
         panic!(
             "reentry: the closure `{}`, made at {}, returned nothing, and its signature is `{}`; call `Invocation::returns`, or return an exception",
             self.name, self.made_at, self.signature
