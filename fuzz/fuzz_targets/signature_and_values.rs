@@ -257,6 +257,8 @@ fn run(u: &mut Unstructured<'_>) -> Result<()> {
                 // SAFETY: nothing is called.
                 let error = unsafe { call.run() }.map(|_| ()).expect_err("arguments are missing");
                 assert!(matches!(error, CallError::WrongCount { came, .. } if came == before), "{error}");
+                // The call expects its first argument again.
+                pass(u, &mut call, &types[..before], &values, fixed)?;
             }
         }
         pass(u, &mut call, &types[before..], &values[before..], fixed.saturating_sub(before))?;
