@@ -228,6 +228,25 @@ fn assembly_stands_in_its_own_directory() {
     assert!(at_home > 0, "the rule looks for the right thing");
 }
 
+/// Everything else builds without C.
+#[test]
+fn libffi_is_used_in_its_own_directory() {
+    let (mut found, mut at_home) = (Vec::new(), 0);
+    for (path, text) in rust_files("src") {
+        for (number, line) in code(&text) {
+            if ["libffi::", "libloading::", "winnow::"].iter().any(|name| line.contains(name)) {
+                if module(&path) == "dynamic" {
+                    at_home += 1;
+                } else {
+                    found.push(format!("{}:{number}: {line}", path.display()));
+                }
+            }
+        }
+    }
+    assert_none("libffi, or what comes with it, outside src/dynamic", &found);
+    assert!(at_home > 0, "the rule looks for the right thing");
+}
+
 /// What each re-export of the crate's root comes from: `crate::Anchor` is `anchor`.
 fn re_exports() -> BTreeMap<String, String> {
     let text: String = code(&read("src/lib.rs")).into_iter().map(|(_, line)| line).collect();
