@@ -385,8 +385,10 @@ impl<'b, V: StackScanner> ClosureBuilder<'b, V> {
             Some(ErrorPolicy::Fallback) => enter::<V, B, FALLBACK>,
         };
         let cif = self.signature.prepared().cif();
+        // libffi takes the lock of its stubs here too.
         // SAFETY: the stub is ours and new; the description lives as long as the signature, which the head holds, and the stub is freed before either.
-        let status = unsafe { ffi_prep_closure_loc(stub, cif, Some(enter), whole.cast(), code.as_mut_ptr()) };
+        let prepare = || unsafe { ffi_prep_closure_loc(stub, cif, Some(enter), whole.cast(), code.as_mut_ptr()) };
+        let status = with_stubs(prepare);
         // `closure` ends what has been made.
         if status == ffi_status_FFI_OK { Ok(closure) } else { Err(ClosureError::NoExecutableMemory) }
     }
@@ -528,7 +530,7 @@ fn with_raw<R>(f: impl FnOnce(&mut BTreeMap<usize, Raw>) -> R) -> R {
     f(&mut RAW.lock().unwrap_or_else(PoisonError::into_inner))
 }
 
-/// Held round libffi's allocator of stubs, which has a lock of its own that nobody can hold over a fork.
+/// Held round whatever takes libffi's lock of stubs (allocating, preparing, freeing one), which nobody can hold over a fork.
 static STUBS: Mutex<()> = Mutex::new(());
 
 fn with_stubs<R>(f: impl FnOnce() -> R) -> R {
