@@ -1,6 +1,6 @@
 //! The guide: what the API documentation of single items does not tell.
 //!
-//! Read [`start`] first. Then what your VM needs: [`references`], [`errors`], [`jumps`], [`threads`], `dynamic` (with the feature `libffi`), [`checked`]. When something went wrong, look it up in [`misuse`].
+//! Read [`start`] first. Then what your VM needs: [`references`], [`errors`], [`jumps`], [`threads`], `dynamic` (with the feature `libffi`), [`checked`], `explore` (with the feature). When something went wrong, look it up in [`misuse`].
 
 #[doc = include_str!("guide/start.md")]
 pub mod start {}
@@ -22,6 +22,10 @@ pub mod errors {}
 
 #[doc = include_str!("guide/threads.md")]
 pub mod threads {}
+
+#[cfg(all(feature = "explore", not(loom)))]
+#[doc = include_str!("guide/explore.md")]
+pub mod explore {}
 
 #[cfg(feature = "libffi")]
 #[doc = include_str!("guide/dynamic.md")]

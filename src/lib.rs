@@ -39,6 +39,7 @@ mod safepoint;
 mod sample;
 mod scope;
 mod state;
+mod steps;
 mod sync;
 mod thread;
 mod timing;
@@ -51,6 +52,8 @@ mod world;
 
 #[cfg(feature = "libffi")]
 pub mod dynamic;
+#[cfg(all(feature = "explore", not(loom)))]
+pub mod explore;
 pub mod guide;
 pub mod layout;
 #[cfg(feature = "testkit")]

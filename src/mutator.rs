@@ -10,6 +10,7 @@ use crate::pin::{PinId, Pinner};
 use crate::record::{Header, NotedLocks};
 use crate::root_stack::EntryKind;
 use crate::state::Event;
+use crate::steps::{Step, reached};
 use crate::thread::Record;
 use crate::transition::{at_safepoint, check_event, refuse, refuse_wait_in_own_pause};
 use crate::vm::{ArgumentError, ArgumentPlan, StackScanner};
@@ -162,6 +163,7 @@ impl<V: StackScanner> Mutator<V> {
         if CHECKED {
             check_event(self.header(), self.frame(), Event::Poll, Location::caller());
         }
+        reached(self.header().world, Step::Polling);
         if !self.header().word.is_clear() {
             self.poll_slow(None, Location::caller());
         }
@@ -178,6 +180,7 @@ impl<V: StackScanner> Mutator<V> {
         if CHECKED {
             check_event(self.header(), self.frame(), Event::Poll, Location::caller());
         }
+        reached(self.header().world, Step::Polling);
         if !self.header().word.is_clear() {
             self.poll_slow(Some(anchor), Location::caller());
         }

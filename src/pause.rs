@@ -20,6 +20,7 @@ use crate::record::{Header, MutatorRecord};
 use crate::registry::{Coordinator, PauseHeldHere};
 use crate::root_stack::{Entry, EntryKind};
 use crate::state::STOP;
+use crate::steps::{Step, reached, waits};
 use crate::sync::{relax, thread_token};
 use crate::timing::Sites;
 use crate::vm::{ArgumentPlan, FrameKind, Report, RootVisitor, Segment, Slot, StackScanner, Vm};
@@ -29,7 +30,7 @@ use core::fmt;
 use core::marker::PhantomData;
 use core::ops::Range;
 use core::panic::Location;
-use core::ptr::NonNull;
+use core::ptr::{self, NonNull};
 use core::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Instant;
@@ -162,6 +163,7 @@ impl<V: StackScanner> Shared<V> {
         }
         drop(registry);
         coordinator.fence().heavy();
+        reached(ptr::from_ref(self).cast(), Step::StopAsked);
         let asked = V::TIMED.then(Instant::now);
         for header in stopped.headers().filter(|header| those.has(header)) {
             let frame = match those {
@@ -176,6 +178,7 @@ impl<V: StackScanner> Shared<V> {
                 self.to_stop.record(frame.site.get().unwrap_or(site), asked.elapsed());
             }
         }
+        reached(ptr::from_ref(self).cast(), Step::StopInForce);
         Ok(stopped)
     }
 }
@@ -238,6 +241,7 @@ impl Coordinator {
             if !frame.is_null() || faults.has(Faults::NO_WAIT_FOR_MUTATORS) {
                 return frame;
             }
+            waits(header.world);
             #[cfg(not(loom))]
             if round >= 256 {
                 // A mutator that stops at a poll signals; one that goes foreign does not, hence the timeout.
@@ -407,6 +411,7 @@ impl<V: StackScanner> Drop for StoppedWorld<'_, V> {
             // SAFETY: as in `headers`; its `Fiber` has been dropped, and it has just been dismissed.
             unsafe { self.shared.end_fiber(&*header) };
         }
+        reached(ptr::from_ref(self.shared).cast(), Step::StopEnded);
     }
 }
 
@@ -681,9 +686,11 @@ impl Header {
             0
         } else {
             let relocation = crate::activation::Relocation { old, new: new.clone(), end };
+            reached(self.world, Step::Relocating);
             self.changes.during(|| relocation.apply(newest, &self.roots))?
         };
         stacks[index] = new;
+        reached(self.world, Step::Relocated);
         Ok(moved)
     }
 }

@@ -218,9 +218,25 @@ impl Coordinator {
             if registry.unsettled > 0 {
                 self.settled.notify_all();
             }
-            registry = wait(&self.resumed, registry);
+            registry = self.standing_by(registry);
+            if registry.holder.is_some() {
+                registry = wait(&self.resumed, registry);
+            }
         }
         Ok(registry)
+    }
+
+    /// Says that this thread is about to wait, with the lock let go: what it waits for has to be looked at again.
+    #[cfg(all(feature = "explore", not(loom)))]
+    fn standing_by<'g>(&'g self, registry: MutexGuard<'g, Registry>) -> MutexGuard<'g, Registry> {
+        drop(registry);
+        crate::steps::stands_by(core::ptr::from_ref(self).cast());
+        self.lock()
+    }
+
+    #[cfg(not(all(feature = "explore", not(loom))))]
+    fn standing_by<'g>(&'g self, registry: MutexGuard<'g, Registry>) -> MutexGuard<'g, Registry> {
+        registry
     }
 
     /// How long the pause that is wanted has been waiting; `None` if none is.
@@ -250,6 +266,10 @@ impl Coordinator {
             }
             if registry.unsettled > 0 {
                 self.settled.notify_all();
+            }
+            registry = self.standing_by(registry);
+            if !header.word.is_stopping() {
+                break;
             }
             if header.word.is_ended() {
                 match registry.ended {

@@ -9,6 +9,7 @@ use crate::errno::Errno;
 use crate::faults::Faults;
 use crate::record::Header;
 use crate::registry::{Coordinator, Unreleased, Waiter};
+use crate::steps::{Step, reached};
 
 impl Coordinator {
     /// Publishes `frame`, waits for the pause in force to end, and returns managed in the activation whose record is `running`.
@@ -30,7 +31,8 @@ impl Coordinator {
             loop {
                 header.word.publish(frame, faults);
                 self.wait_until_released(header, waiter)?;
-                if header.word.retract(running, faults) {
+                reached(header.world, Step::WaitOver);
+                if header.word.retract(running, faults, || reached(header.world, Step::WaitRetracted)) {
                     return Ok(());
                 }
             }

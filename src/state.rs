@@ -137,10 +137,11 @@ impl<F> CrossingWord<F> {
     /// Becomes managed, in the activation whose record is `running`, fences, and says whether the poll word is clear; unless it is,
     /// the caller must publish again and wait before it touches anything managed (I4).
     ///
-    /// The load pairs with [`clear`](Self::clear): having seen the word cleared, this thread sees what the collector did.
+    /// The load pairs with [`clear`](Self::clear): having seen the word cleared, this thread sees what the collector did. `between` says that this place has been reached.
     #[inline(always)]
-    pub(crate) fn retract(&self, running: *const F, faults: Faults) -> bool {
+    pub(crate) fn retract(&self, running: *const F, faults: Faults, between: impl FnOnce()) -> bool {
         self.frame.store(Self::managed(running), Ordering::Relaxed);
+        between();
         // The processor may still read the poll word first; where no fence follows, the stopper's heavy fence takes care of that.
         light_compiler_fence();
         if self.poll.load(Ordering::Acquire) == 0 {

@@ -10,6 +10,7 @@ use crate::pause::Shared;
 use crate::record::{FiberState, Header, MutatorRecord, Ownership};
 use crate::registry::AttachError;
 use crate::state::{Event, State};
+use crate::steps::{Step, reached};
 use crate::sync::{Cell, light_compiler_fence, thread_local_const, thread_local_lazy};
 use crate::unwind;
 use crate::vm::{FrameKind, Report, StackScanner};
@@ -428,7 +429,13 @@ impl<V: StackScanner> Shared<V> {
         }
         // Before the gate lets it in: from then on other threads may read it, under the registry's lock.
         header.ownership.set(ownership);
+        reached(header.world, Step::Attaching);
         self.coordinator.admit(header, V::FAULTS)?;
+        let attached = match ownership {
+            Ownership::Thread => Step::AttachedForeign,
+            _ => Step::Attached,
+        };
+        reached(header.world, attached);
         scopeguard::ScopeGuard::into_inner(undo);
         let world: Arc<dyn Leave> = Arc::<Self>::clone(self);
         // It was there just now, and its destructor runs after this function has returned.
@@ -504,6 +511,7 @@ impl<V: StackScanner> Shared<V> {
                 if !header.word.is_managed_in(base) {
                     return Err("an upcall of it is in progress; detach when the foreign call has returned");
                 }
+                reached(header.world, Step::Detaching);
                 header.base.kind.set(FrameKind::Leaving);
                 header.word.publish(base, V::FAULTS);
             }
@@ -514,6 +522,7 @@ impl<V: StackScanner> Shared<V> {
             Ownership::Fiber => return Err("it is a fiber's; drop the `Fiber` instead"),
             Ownership::Nobody => return Err("it is not attached"),
         }
+        reached(header.world, Step::DetachPublished);
         if self.coordinator.dismiss(header, V::FAULTS).is_err() {
             if header.ownership.get() == Ownership::Attachment {
                 header.base.kind.set(FrameKind::ForeignCall);
@@ -521,6 +530,7 @@ impl<V: StackScanner> Shared<V> {
             }
             return Err("this thread holds a pause of the world; end the pause first");
         }
+        reached(header.world, Step::Detached);
         if !orphan {
             unlink(header);
         }

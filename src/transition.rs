@@ -10,6 +10,7 @@ use crate::pause::Shared;
 use crate::record::Header;
 use crate::registry::{Unreleased, Waiter};
 use crate::state::Event;
+use crate::steps::{Step, reached};
 use crate::unwind::{self, Payload, Thrown};
 use crate::vm::{Capture, Crossing, FrameKind, Report, Site, StackScanner, UpcallError, UpcallRefused, Vm};
 use core::panic::Location;
@@ -163,7 +164,9 @@ pub(crate) fn leave_managed<V: StackScanner>(
         chain::check::<V>(header);
     }
     hook(|| vm.leaving_managed(crossing));
+    reached(header.world, Step::CallPrepared);
     header.word.publish(frame, V::FAULTS);
+    reached(header.world, Step::CallPublished);
 }
 
 /// Becomes managed again after a foreign call whose record is `frame`.
@@ -172,13 +175,16 @@ pub(crate) fn come_back<V: StackScanner>(vm: &V, header: &Header, frame: &Foreig
     if CHECKED {
         chain::check::<V>(header);
     }
+    reached(header.world, Step::CallReturning);
     if !header.word.is_published(frame) {
         repair_slow(vm, header, frame);
     }
     hook(|| vm.entering_managed(crossing));
-    if !header.word.retract(frame, V::FAULTS) && !V::FAULTS.has(Faults::NO_WAIT_ON_RETURN) {
+    let between = || reached(header.world, Step::CallRetracted);
+    if !header.word.retract(frame, V::FAULTS, between) && !V::FAULTS.has(Faults::NO_WAIT_ON_RETURN) {
         wait_slow::<V>(header, frame);
     }
+    reached(header.world, Step::CallBack);
 }
 
 #[cold]
@@ -228,7 +234,7 @@ pub(crate) fn repair_slow<V: StackScanner>(vm: &V, header: &Header, frame: &Fore
         let skipped = skipped.as_ptr();
         // SAFETY: the word of an attached mutator holds a live record.
         let waited = |skipped: *mut ForeignFrame| wait_managed::<V>(header, unsafe { &*skipped });
-        if !header.word.retract(skipped, V::FAULTS)
+        if !header.word.retract(skipped, V::FAULTS, || ())
             && matches!(waited(skipped), Err(Unreleased::PauseHeldHere))
         {
             unwind::abort(format_args!(
@@ -237,6 +243,7 @@ pub(crate) fn repair_slow<V: StackScanner>(vm: &V, header: &Header, frame: &Fore
             ));
         }
     }
+    reached(header.world, Step::RepairBegun);
     header.end_interrupts(frame.depth + 1);
     let mut skipped = 0;
     let mut errors = Vec::new();
@@ -266,6 +273,7 @@ pub(crate) fn repair_slow<V: StackScanner>(vm: &V, header: &Header, frame: &Fore
         hook(|| vm.leaving_managed(Crossing::Upcall));
     }
     header.word.publish(frame, V::FAULTS);
+    reached(header.world, Step::RepairDone);
     hook(|| {
         vm.report(&Report::ActivationsSkipped { skipped, call_site: frame.site.get() });
         for payload in errors {
@@ -277,7 +285,8 @@ pub(crate) fn repair_slow<V: StackScanner>(vm: &V, header: &Header, frame: &Fore
 /// Becomes managed for an upcall, in the activation whose record is `frame`. Says whether it may go on; if not, [`wait_to_come_in`] is next.
 #[inline(always)]
 pub(crate) fn come_in<V: StackScanner>(header: &Header, frame: &ForeignFrame) -> bool {
-    header.word.retract(frame, V::FAULTS) || V::FAULTS.has(Faults::NO_WAIT_ON_UPCALL)
+    let between = || reached(header.world, Step::UpcallRetracted);
+    header.word.retract(frame, V::FAULTS, between) || V::FAULTS.has(Faults::NO_WAIT_ON_UPCALL)
 }
 
 /// Waits, with the record set aside published again, until an upcall may go on.
@@ -300,11 +309,14 @@ pub(crate) fn go_back_out<V: StackScanner>(vm: &V, header: &Header, saved: &Fore
         chain::check::<V>(header);
     }
     hook(|| vm.leaving_managed(Crossing::Upcall));
+    reached(header.world, Step::UpcallEnding);
     if V::FAULTS.has(Faults::FOREIGN_BEFORE_REINSTATE) {
         // What HotSpot's JDK-8331735 did: "foreign" is visible, the frames are not.
         header.word.publish(ForeignFrame::bare(header.roots.mark()), V::FAULTS);
+        reached(header.world, Step::UpcallHalfPublished);
     }
     header.word.publish(saved, V::FAULTS);
+    reached(header.world, Step::UpcallReturned);
 }
 
 /// Publishes the running activation as stopped at a safepoint, runs `f`, and becomes managed again.
@@ -329,15 +341,22 @@ pub(crate) fn at_safepoint<V: StackScanner, R>(
     frame.site.set(Some(site));
     frame.kind.set(FrameKind::Safepoint);
     let result = with_capture::<V, R>(frame, anchor, site, || {
+        reached(header.world, Step::SafepointPrepared);
         header.word.publish(frame, V::FAULTS);
+        reached(header.world, Step::SafepointPublished);
         let _back = scopeguard::guard((), |()| {
-            let waited =
-                if header.word.retract(frame, V::FAULTS) { Ok(()) } else { wait_managed::<V>(header, frame) };
+            let between = || reached(header.world, Step::SafepointRetracted);
+            let waited = if header.word.retract(frame, V::FAULTS, between) {
+                Ok(())
+            } else {
+                wait_managed::<V>(header, frame)
+            };
             if matches!(waited, Err(Unreleased::PauseHeldHere)) {
                 header.word.reset(frame);
             }
             frame.kind.set(FrameKind::ForeignCall);
             frame.forget_given::<V>(anchor.is_some());
+            reached(header.world, Step::SafepointLeft);
             if std::thread::panicking() {
                 // The panic under way is the one to tell of; an upcall's would resume at the next foreign call instead.
                 // SAFETY: `world` points to the `Shared<V>` whose mutator this is, which outlives it.

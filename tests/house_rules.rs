@@ -10,7 +10,7 @@ const FLOORS: &[&[&str]] = &[
     // Facade and what needs nothing.
     &["faults", "arity", "errno", "unwind", "anchor", "leaks"],
     &["sync", "foreign_value"],
-    &["checked"],
+    &["checked", "steps"],
     &["timing", "occupancy"],
     // The traits, and plain data.
     &["vm"],
@@ -50,7 +50,7 @@ const FLOORS: &[&[&str]] = &[
     &["fork"],
     &["fiber"],
     // Tools.
-    &["layout"],
+    &["layout", "explore"],
     &["testkit"],
     // The guide: text.
     &["guide"],
@@ -456,7 +456,8 @@ fn place_of_test(name: &str) -> Option<(PathBuf, String)> {
         return Some((format!("tests/ui/{test}.rs").into(), "fn main()".to_owned()));
     }
     let test = test.rsplit("::").next()?;
-    let paths = [format!("tests/all/{file}.rs"), format!("tests/{file}.rs")];
+    let paths =
+        [format!("tests/all/{file}.rs"), format!("tests/explore/{file}.rs"), format!("tests/{file}.rs")];
     let path = paths.iter().map(PathBuf::from).find(|path| path.exists())?;
     Some((path, format!("fn {test}()")))
 }

@@ -32,6 +32,7 @@ use crate::pause::Shared;
 use crate::record::{Header, Ownership};
 use crate::registry::{AttachError, Unreleased};
 use crate::state::{Event, State};
+use crate::steps::{Step, reached};
 use crate::thread::{Innermost, Record, innermost, is_mine, keep_world};
 use crate::transition::{come_in, describe, go_back_out, hook, repair_slow, wait_to_come_in};
 use crate::unwind::{self, Payload, Thrown};
@@ -139,6 +140,7 @@ fn cross_in_at<V: StackScanner, R>(
     body: &mut Once<impl FnOnce(&mut Mutator<V>) -> R>,
     fallback: impl FnOnce() -> R,
 ) -> R {
+    reached(record.header.world, Step::UpcallArrived);
     entering::<V>(record);
     if !come_in::<V>(&record.header, frame) {
         return cross_in_waiting(record, saved, frame, sp, conduct, body, fallback);
@@ -328,6 +330,7 @@ fn managed_part<V: StackScanner, R>(
     let header = &record.header;
     frame.entry_sp.set(sp);
     frame.roots_base.set(header.roots.mark());
+    reached(header.world, Step::UpcallRunning);
     if CHECKED {
         chain::check::<V>(header);
     }
