@@ -11,6 +11,10 @@ pub mod references {}
 #[doc = include_str!("guide/checked.md")]
 pub mod checked {}
 
+#[cfg(feature = "audit")]
+#[doc = include_str!("guide/audit.md")]
+pub mod audit {}
+
 #[doc = include_str!("guide/misuse.md")]
 pub mod misuse {}
 

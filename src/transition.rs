@@ -163,6 +163,8 @@ pub(crate) fn leave_managed<V: StackScanner>(
         chain::check::<V>(header);
     }
     hook(|| vm.leaving_managed(crossing));
+    #[cfg(feature = "audit")]
+    frame.count_crossing();
     header.word.publish(frame, V::FAULTS);
 }
 
@@ -328,6 +330,8 @@ pub(crate) fn at_safepoint<V: StackScanner, R>(
     }
     frame.site.set(Some(site));
     frame.kind.set(FrameKind::Safepoint);
+    #[cfg(feature = "audit")]
+    frame.count_crossing();
     let result = with_capture::<V, R>(frame, anchor, site, || {
         header.word.publish(frame, V::FAULTS);
         let _back = scopeguard::guard((), |()| {
