@@ -1,6 +1,6 @@
 //! The guide: what the API documentation of single items does not tell.
 //!
-//! Read [`start`] first. Then what your VM needs: [`references`], [`errors`], [`jumps`], [`threads`], `dynamic` (with the feature `libffi`), [`checked`]. When something went wrong, look it up in [`misuse`].
+//! Read [`start`] first. Then what your VM needs: [`references`], [`errors`], [`jumps`], [`threads`], `dynamic` (with the feature `libffi`), [`checked`], `audit` (with the feature of that name). When something went wrong, look it up in [`misuse`].
 
 #[doc = include_str!("guide/start.md")]
 pub mod start {}

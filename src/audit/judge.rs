@@ -104,19 +104,18 @@ impl Watched {
         let mut there = HashSet::new();
         for noted in activations {
             there.insert(noted.at.depth);
-            let known = crossings[noted.at.depth].take().filter(|crossing| crossing.is(&noted));
-            let crossing = match known {
-                Some(crossing) => crossing.judge(collection, noted, &pins, found),
-                None => Crossing::new(collection, noted),
-            };
-            crossings[crossing.0] = Some(crossing.1);
+            let depth = noted.at.depth;
+            crossings[depth] = Some(match crossings[depth].take() {
+                Some(known) if known.is(&noted) => known.judge(collection, noted, &pins, found),
+                // Not the record that was here, whose count does not go back: that one is hidden.
+                Some(known) if noted.crossing < known.number => known.hidden(collection),
+                _ => Crossing::new(collection, noted),
+            });
         }
         for (depth, crossing) in crossings.iter_mut().enumerate() {
-            if let Some(crossing) = crossing.as_mut().filter(|_| !there.contains(&depth)) {
-                // Mostly it is over for good; if it comes back, its slots are not what is wrong.
-                crossing.missing.get_or_insert(collection);
-                crossing.slots = Vec::new();
-                crossing.frames = Vec::new();
+            if !there.contains(&depth) {
+                // Mostly it is over for good.
+                *crossing = crossing.take().map(|crossing| crossing.hidden(collection));
             }
         }
         self.crossings = crossings;
@@ -160,10 +159,16 @@ impl Crossing {
         (self.number, self.kind, self.pc) == (noted.crossing, noted.at.kind, noted.at.anchor.pc)
     }
 
+    /// The same, missing in this collection. If it comes back, its slots are not what is wrong.
+    fn hidden(mut self, collection: u64) -> Self {
+        self.missing.get_or_insert(collection);
+        Self { slots: Vec::new(), frames: Vec::new(), ..self }
+    }
+
     /// One that has not been seen before.
-    fn new(collection: u64, noted: Noted) -> (usize, Self) {
+    fn new(collection: u64, noted: Noted) -> Self {
         let slots = noted.slots_in_order().into_values();
-        let new = Self {
+        Self {
             number: noted.crossing,
             kind: noted.at.kind,
             pc: noted.at.anchor.pc,
@@ -173,18 +178,11 @@ impl Crossing {
             slots: slots.map(|seen| History::new(seen, collection)).collect(),
             frames: noted.frames,
             anchored: noted.anchored,
-        };
-        (noted.at.depth, new)
+        }
     }
 
     /// Compares what a collection found of it with what the ones before did.
-    fn judge(
-        mut self,
-        collection: u64,
-        noted: Noted,
-        pins: &Pins<'_>,
-        found: &mut Vec<Finding>,
-    ) -> (usize, Self) {
+    fn judge(mut self, collection: u64, noted: Noted, pins: &Pins<'_>, found: &mut Vec<Finding>) -> Self {
         let at = noted.at;
         if let Some(missed) = self.missing {
             let fault = Fault::UndeadActivation { seen: self.last, missed, again: collection };
@@ -231,7 +229,7 @@ impl Crossing {
             self.slots.push(history);
         }
         (self.last, self.frames) = (collection, noted.frames);
-        (at.depth, self)
+        self
     }
 
     /// How far all slots that the scanner found are from where they were, if they have moved together, and how many they are.
