@@ -1,9 +1,10 @@
 //! The undead-root audit: it finds the founding bug and its siblings, each in a VM that has it, and is silent on the same VM put right.
 #![expect(clippy::missing_panics_doc, reason = "a test fails by panicking")]
 
+use core::cell::{Cell, RefCell};
 use core::ffi::c_int;
 use core::panic::AssertUnwindSafe;
-use core::sync::atomic::{AtomicBool, Ordering};
+use core::ptr::NonNull;
 use reentry::faults::Faults;
 use reentry::testkit::bytecode::{Function, Program, StackMove};
 use reentry::testkit::stack::OperandStack;
@@ -13,10 +14,8 @@ use reentry::{
     Slot, StackEnd, StackScanner, StoppedWorld, UpcallClosure, Vm, World, layout,
 };
 use reentry_foreign::foreign_call_back_last_and_go_on;
-use std::cell::{Cell, RefCell};
 use std::panic::catch_unwind;
 use std::process::Command;
-use std::ptr::NonNull;
 use std::sync::Mutex;
 use std::time::Instant;
 
@@ -278,59 +277,6 @@ fn an_anchor_that_did_not_follow_a_stack_grown_or_shrunk_in_a_callback_is_found(
         }
         assert_silent(&run::<Correct>(case).log);
     }
-}
-
-enum ForeignBeforeReinstate {}
-
-// SAFETY: for a test that expects the failure: nothing is collected, and no reference is used.
-unsafe impl FaultSet for ForeignBeforeReinstate {
-    const FAULTS: Faults = Faults::FOREIGN_BEFORE_REINSTATE;
-}
-
-/// Pauses a world again and again while its only mutator is in one foreign call that calls back without end, until the audit has a finding or `pauses` are over.
-fn pause_beside_callbacks<F: FaultSet>(pauses: u32) -> AuditLog {
-    let world = TestVm::<F>::builder(Program::new(Vec::new()).unwrap())
-        .on_report(|_| ())
-        .build_world_with(World::<TestVm<F>>::builder().audit(audit().keeping(1)));
-    let (ended, in_c) = (AtomicBool::new(false), AtomicBool::new(false));
-    std::thread::scope(|scope| {
-        let (world, ended, in_c) = (&world, &ended, &in_c);
-        scope.spawn(move || {
-            let mut mutator = world.attach().unwrap();
-            let callback = UpcallClosure::new(world, |_: &mut Mutator<TestVm<F>>, x: c_int| x);
-            mutator.foreign_call().run(|| {
-                in_c.store(true, Ordering::Relaxed);
-                while !ended.load(Ordering::Relaxed) {
-                    for _ in 0..100 {
-                        // SAFETY: the closure outlives the call, and the data is its own.
-                        unsafe { foreign_call_back_last_and_go_on(callback.data_last(), 1, callback.data()) };
-                    }
-                }
-            });
-        });
-        while !in_c.load(Ordering::Relaxed) {
-            std::thread::yield_now();
-        }
-        for _ in 0..pauses {
-            world.pause(|stopped| stopped.enumerate(&mut Listing::default()));
-            if !world.audit().unwrap().findings.is_empty() {
-                break;
-            }
-        }
-        ended.store(true, Ordering::Relaxed);
-    });
-    world.audit().unwrap()
-}
-
-/// JDK-8331735: the state says "in native" before the frames are back. The window is one instruction wide, so the collector looks until it has met it.
-#[test]
-fn an_activation_that_is_hidden_while_an_upcall_returns_is_found() {
-    let log = pause_beside_callbacks::<ForeignBeforeReinstate>(10_000_000);
-    assert_eq!(kinds(&log), ["undead activation"]);
-    let Fault::UndeadActivation { seen, missed, again } = log.findings[0].fault else { unreachable!() };
-    assert!(seen < missed && missed < again && again == log.collections, "{}", log.findings[0]);
-    let pauses = u32::try_from(log.collections).unwrap();
-    assert_silent(&pause_beside_callbacks::<Correct>(pauses.max(1000)));
 }
 
 // The siblings, in a small VM: one frame for each activation, whose slots are the words from fp to sp.
@@ -822,7 +768,7 @@ fn a_pause_with_a_thousand_slots_is_timed_with_the_audit_and_without() {
     let without = pause(World::<Small>::builder());
     let slots_only = pause(World::<Small>::builder().audit(audit().slots_only()));
     let with = pause(World::<Small>::builder().audit(audit()));
-    println!(
+    eprintln!(
         "a pause with 1,000 slots: {without:?} without, {slots_only:?} slots only, {with:?} with the audit"
     );
     assert!(without < with);

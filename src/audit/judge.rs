@@ -269,3 +269,64 @@ impl History {
         Sighting { collection: self.last, pc: pc.or(self.seen.declared.map(declared)) }
     }
 }
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    #![expect(clippy::missing_panics_doc, reason = "a test panics to fail")]
+
+    use crate::anchor::Anchor;
+    use crate::audit::{Audit, Auditor, Noted};
+    use crate::vm::{Fault, FoundIn, FrameKind};
+    use std::collections::{HashMap, HashSet};
+
+    const MUTATOR: u64 = 1;
+
+    /// A collection that finds these activations: depth, crossing, kind.
+    fn collection(auditor: &Auditor, chain: &[(usize, u64, FrameKind)]) -> Vec<(usize, Fault)> {
+        let at = |&(depth, crossing, kind): &(usize, u64, FrameKind)| {
+            let at = FoundIn { mutator: MUTATOR, depth, kind, anchor: Anchor::default(), call_site: None };
+            (at, crossing, (false, false))
+        };
+        assert!(auditor.begin(MUTATOR, &chain.iter().map(at).collect::<Vec<_>>()));
+        let noted = |(at, crossing, anchored)| Noted {
+            at,
+            crossing,
+            anchored,
+            frames: Vec::new(),
+            slots: Vec::new(),
+            pinned: Vec::new(),
+            released: Vec::new(),
+        };
+        auditor.noted(MUTATOR, chain.iter().map(at).map(noted).collect());
+        auditor.judge(Some(&HashSet::from([MUTATOR])), &HashSet::new(), &HashMap::new());
+        let found = auditor.take_fresh();
+        found.into_iter().map(|found| (found.activation.unwrap().depth, found.fault)).collect()
+    }
+
+    /// JDK-8331735, as the chain looks: a record without frames in place of all of them, and then they are back.
+    #[test]
+    fn an_activation_that_is_hidden_and_comes_back_in_its_crossing_is_found() {
+        use FrameKind::{ForeignCall, ForeignThread};
+        let auditor = Auditor::new(Audit::new(|reference: usize| reference));
+        let call = [(1, 7, ForeignCall), (0, 5, ForeignCall)];
+        assert_eq!(collection(&auditor, &call), []);
+        assert_eq!(collection(&auditor, &[(0, 0, ForeignThread)]), []);
+        assert_eq!(collection(&auditor, &[(0, 0, ForeignThread)]), []);
+        let back = Fault::UndeadActivation { seen: 1, missed: 2, again: 4 };
+        assert_eq!(collection(&auditor, &call), [(1, back), (0, back)]);
+        assert_eq!(collection(&auditor, &call), [], "once");
+    }
+
+    /// Upcalls come and go: their activations are over, and the next at that depth is another.
+    #[test]
+    fn an_activation_that_has_ended_and_the_next_at_its_depth_are_not_taken_for_one() {
+        use FrameKind::{ForeignCall, Safepoint};
+        let auditor = Auditor::new(Audit::new(|reference: usize| reference));
+        for crossing in 7..10 {
+            assert_eq!(collection(&auditor, &[(1, crossing, ForeignCall), (0, 5, ForeignCall)]), []);
+            assert_eq!(collection(&auditor, &[(0, 5, ForeignCall)]), []);
+        }
+        assert_eq!(collection(&auditor, &[(0, 6, Safepoint)]), []);
+        assert_eq!(collection(&auditor, &[(0, 7, ForeignCall)]), []);
+    }
+}
