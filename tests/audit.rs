@@ -775,9 +775,7 @@ fn a_pause_with_a_thousand_slots_is_timed_with_the_audit_and_without() {
 }
 
 #[test]
-#[should_panic(
-    expected = "the audit is for references of type `u32`; this VM has `reentry::testkit::heap::Ref`"
-)]
+#[should_panic(expected = "for references of type `u32`; this VM has `reentry::testkit::heap::Ref`")]
 fn an_audit_for_another_type_of_reference_is_refused() {
     let vm = Small { heap: Heap::new(), wrong: Wrong::Nothing, legacy: false, reports: Mutex::default() };
     drop(World::<Small>::builder().audit(Audit::new(|reference: u32| reference as usize)).build(vm));
