@@ -311,6 +311,13 @@ struct SmallLocal {
     told: Cell<usize>,
 }
 
+thread_local! {
+    /// How often this thread has scanned a segment of the small VM.
+    static SCANS: Cell<usize> = const { Cell::new(0) };
+    /// Which scan panics.
+    static PANICS_AT: Cell<usize> = const { Cell::new(usize::MAX) };
+}
+
 const X: usize = 0x10;
 const Y: usize = 0x11;
 /// The arguments are the first two slots of a frame.
@@ -337,6 +344,8 @@ impl Vm for Small {
 // hold references. S3, S4: it reads the stack only. S5: a segment is one frame. S7: indexes are checked by the stack.
 unsafe impl StackScanner for Small {
     fn scan_segment(&self, local: &SmallLocal, segment: &Segment<'_>, visitor: &mut dyn RootVisitor<Ref>) {
+        SCANS.set(SCANS.get() + 1);
+        assert_ne!(SCANS.get(), PANICS_AT.get(), "asked for");
         let anchor = segment.anchor();
         let on_top = segment.is_newest();
         if anchor.fp == 0 || (self.wrong == Wrong::FrameLost && !on_top) {
@@ -429,6 +438,11 @@ impl Small {
             unsafe { mutator.relocate_stack(moved.old, moved.new, StackEnd::Low) }.unwrap();
         }
     }
+}
+
+fn small_world(wrong: Wrong, choices: Audit) -> World<Small> {
+    let vm = Small { heap: Heap::new(), wrong, legacy: false, reports: Mutex::default() };
+    World::<Small>::builder().audit(choices).build(vm)
 }
 
 /// A frame of two arguments, a local, and the first argument once more; C is called, calls back, and there is a collection before, in and after the callback.
@@ -533,8 +547,7 @@ fn a_stack_that_moves_without_the_crate_being_told_is_found() {
 #[test]
 fn a_move_that_one_slot_alone_could_show_is_found_if_the_collector_tells_it() {
     for told in [false, true] {
-        let vm = Small { heap: Heap::new(), wrong: Wrong::Nothing, legacy: false, reports: Mutex::default() };
-        let world = World::<Small>::builder().audit(audit()).build(vm);
+        let world = small_world(Wrong::Nothing, audit());
         let mut mutator = world.attach().unwrap();
         let anchor = Small::push(&mutator, &[world.vm().heap.alloc(&[], b"alone")]);
         mutator.pause_at(anchor, |stopped| {
@@ -553,7 +566,128 @@ fn a_move_that_one_slot_alone_could_show_is_found_if_the_collector_tells_it() {
     }
 }
 
+/// A collection by hand, in a world with a handle and a pin beyond calls, that moves everything. What the handle holds is not updated.
+#[test]
+fn a_handle_that_was_forgotten_and_a_pin_beyond_calls_that_was_ignored_are_found() {
+    let world = small_world(Wrong::PinsMoved, audit());
+    let mut mutator = world.attach().unwrap();
+    let [kept, pinned] = [&b"kept"[..], b"pinned"].map(|bytes| world.vm().heap.alloc(&[], bytes));
+    let anchor = Small::push(&mutator, &[kept, pinned]);
+    let handle = mutator.handle(kept);
+    let mut pinner = world.pinner();
+    mutator.pin_with(&mut pinner, pinned).unwrap();
+    mutator.pause_at(anchor, |stopped| {
+        let mut collection = stopped.vm().heap.begin_collection();
+        // The two slots of the frame come first, then the handle's.
+        stopped.enumerate(&mut Moving { collection: &mut collection, forgotten: Some(2), shown: 0 });
+        collection.finish();
+    });
+    let log = world.audit().unwrap();
+    assert_eq!(kinds(&log), ["stale", "pin moved"]);
+    let Fault::Stale { value, .. } = log.findings[0].fault else { unreachable!() };
+    assert_eq!((value, log.findings[0].activation), (kept.address(), None));
+    let Fault::PinMoved { value, .. } = log.findings[1].fault else { unreachable!() };
+    assert_eq!((value, log.findings[1].activation), (pinned.address(), None));
+    drop(handle);
+}
+
+/// Behind load barriers, old addresses are no fault; and the frames are walked once.
+#[test]
+fn an_audit_of_slots_only_looks_at_no_values_and_walks_no_frame_twice() {
+    for (choices, found, scans) in [(audit(), 1, 2), (audit().slots_only(), 0, 1)] {
+        let world = small_world(Wrong::Nothing, choices);
+        let mut mutator = world.attach().unwrap();
+        let object = world.vm().heap.alloc(&[], b"object");
+        let anchor = Small::push(&mutator, &[object, object]);
+        let before = SCANS.get();
+        mutator.pause_at(anchor, |stopped| {
+            let mut collection = stopped.vm().heap.begin_collection();
+            stopped.enumerate(&mut Moving { collection: &mut collection, forgotten: Some(1), shown: 0 });
+            collection.finish();
+        });
+        assert_eq!(world.audit().unwrap().findings.len(), found);
+        assert_eq!(SCANS.get() - before, scans);
+    }
+}
+
 // What legitimately comes and goes.
+
+/// The frames are walked half way, or the pause ends before its time: nothing can be said of it, and the next one is compared with the one before.
+#[test]
+fn a_pause_that_unwinds_is_not_compared_with_anything() {
+    let world = small_world(Wrong::Nothing, audit());
+    let mut mutator = world.attach().unwrap();
+    let object = world.vm().heap.alloc(&[], b"object");
+    let anchor = Small::push(&mutator, &[object, object]);
+    let enumerate = || world.pause(|stopped| stopped.enumerate(&mut Listing::default()));
+    mutator.foreign_call().at(anchor).run(|| {
+        enumerate();
+        PANICS_AT.set(SCANS.get() + 1);
+        catch_unwind(AssertUnwindSafe(enumerate)).unwrap_err();
+        let ends_early = || {
+            world.pause(|stopped| {
+                let mut collection = stopped.vm().heap.begin_collection();
+                stopped.enumerate(&mut Moving { collection: &mut collection, forgotten: Some(1), shown: 0 });
+                panic!("asked for");
+            });
+        };
+        catch_unwind(AssertUnwindSafe(ends_early)).unwrap_err();
+        enumerate();
+    });
+    let log = world.audit().unwrap();
+    assert_silent(&log);
+    assert_eq!((log.collections, log.slots), (4, 2));
+}
+
+/// The audit's own walk, at the end of a pause, is the first that panics: the world goes on as without the audit.
+#[test]
+fn a_scanner_that_panics_for_the_audit_alone_is_nobodys_panic() {
+    let world = small_world(Wrong::Nothing, audit());
+    let mut mutator = world.attach().unwrap();
+    let anchor = Small::push(&mutator, &[world.vm().heap.alloc(&[], b"object")]);
+    for _ in 0..2 {
+        PANICS_AT.set(SCANS.get() + 2);
+        mutator.pause_at(anchor, |stopped| stopped.enumerate(&mut Listing::default()));
+        assert_eq!(SCANS.get(), PANICS_AT.get(), "it has panicked");
+    }
+    let log = world.audit().unwrap();
+    assert_silent(&log);
+    assert_eq!((log.collections, world.attached()), (2, 1));
+}
+
+/// A handshake shows one mutator; of the others it says nothing.
+#[test]
+fn a_handshake_is_a_collection_of_one_mutator() {
+    let world = small_world(Wrong::FrameLost, audit());
+    let mut mutator = world.attach().unwrap();
+    let object = world.vm().heap.alloc(&[], b"object");
+    let anchor = Small::push(&mutator, &[object, object]);
+    let id = mutator.id();
+    let shake = |id| world.handshake(id, |stopped| stopped.enumerate(&mut Listing::default())).unwrap();
+    let callback = UpcallClosure::new(&world, |mutator: &mut Mutator<Small>, x: c_int| {
+        let id = mutator.id();
+        mutator.handshake(id, |stopped| stopped.enumerate(&mut Listing::default())).unwrap();
+        x
+    });
+    mutator.foreign_call().at(anchor).run(|| {
+        shake(id);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let mut other = world.attach().unwrap();
+                let id = other.id();
+                other.foreign_call().run(|| shake(id));
+            });
+        });
+        shake(id);
+        let log = world.audit().unwrap();
+        assert_silent(&log);
+        assert_eq!((log.collections, log.slots), (3, 2), "the other's handshake took nothing away");
+        // SAFETY: the closure outlives the call, and the data is its own.
+        unsafe { foreign_call_back_last_and_go_on(callback.data_last(), 1, callback.data()) };
+        shake(id);
+    });
+    assert_eq!(kinds(&world.audit().unwrap()), ["lost", "lost", "undead", "undead"]);
+}
 
 /// What ends in a declared way, and what upcalls hand to C, is no fault.
 #[test]
@@ -594,8 +728,7 @@ fn arguments_that_end_early_and_references_handed_over_are_no_findings() {
 /// One call site, one frame: slots live in one turn of the loop and dead in the next.
 #[test]
 fn slots_of_different_crossings_at_one_call_site_are_not_compared() {
-    let vm = Small { heap: Heap::new(), wrong: Wrong::Nothing, legacy: false, reports: Mutex::default() };
-    let world = World::<Small>::builder().audit(audit()).build(vm);
+    let world = small_world(Wrong::Nothing, audit());
     let mut mutator = world.attach().unwrap();
     let slots = [&b"a"[..], b"b", b"c"].map(|bytes| world.vm().heap.alloc(&[], bytes));
     let whole = Small::push(&mutator, &slots);
@@ -675,8 +808,7 @@ impl RootVisitor<Ref> for Listing {
 /// Of a pause, the first enumeration is noted, and the second is not: so the two compare a visitor with the audit and one without.
 #[test]
 fn a_visitor_is_shown_the_same_with_the_audit_and_without() {
-    let vm = Small { heap: Heap::new(), wrong: Wrong::Nothing, legacy: false, reports: Mutex::default() };
-    let world = World::<Small>::builder().audit(audit()).build(vm);
+    let world = small_world(Wrong::Nothing, audit());
     let mut mutator = world.attach().unwrap();
     let object = world.vm().heap.alloc(&[], b"object");
     let anchor = Small::push(&mutator, &[object; 5]);
@@ -706,8 +838,7 @@ fn a_visitor_is_shown_the_same_with_the_audit_and_without() {
 /// What is held follows what the chains hold: neither collections nor crossings nor findings make it grow.
 #[test]
 fn the_audit_holds_no_more_after_ten_thousand_crossings_and_a_hundred_thousand_findings() {
-    let vm = Small { heap: Heap::new(), wrong: Wrong::FrameLost, legacy: false, reports: Mutex::default() };
-    let world = World::<Small>::builder().audit(audit().keeping(3)).build(vm);
+    let world = small_world(Wrong::FrameLost, audit().keeping(3));
     let mut mutator = world.attach().unwrap();
     let object = world.vm().heap.alloc(&[], b"object");
     let anchor = Small::push(&mutator, &[object; 10]);
@@ -777,8 +908,7 @@ fn a_pause_with_a_thousand_slots_is_timed_with_the_audit_and_without() {
 #[test]
 #[should_panic(expected = "for references of type `u32`; this VM has `reentry::testkit::heap::Ref`")]
 fn an_audit_for_another_type_of_reference_is_refused() {
-    let vm = Small { heap: Heap::new(), wrong: Wrong::Nothing, legacy: false, reports: Mutex::default() };
-    drop(World::<Small>::builder().audit(Audit::new(|reference: u32| reference as usize)).build(vm));
+    drop(small_world(Wrong::Nothing, Audit::new(|reference: u32| reference as usize)));
 }
 
 // The net under the suite: `REENTRY_AUDIT=1`.
