@@ -75,6 +75,9 @@ pub(crate) struct ForeignFrame {
     /// Where a call with a run-time signature puts its arguments, and its result.
     #[cfg(feature = "libffi")]
     scratch: UnsafeCell<Scratch>,
+    /// How many crossings this record has been published for: the window in which the audit compares collections.
+    #[cfg(feature = "audit")]
+    pub(crate) crossings: Cell<u64>,
     /// A function of the record's address, written once: the last word, so that what runs into the record from below or fills it is noticed. See `chain.rs`.
     pub(crate) canary: Cell<usize>,
 }
@@ -225,8 +228,17 @@ impl ForeignFrame {
                 named: None,
                 named_block: None,
             }),
+            #[cfg(feature = "audit")]
+            crossings: Cell::new(0),
             canary: Cell::new(0),
         }
+    }
+
+    /// Begins a crossing: managed code of the activation has run since the last one.
+    #[cfg(feature = "audit")]
+    #[inline(always)]
+    pub(crate) fn count_crossing(&self) {
+        self.crossings.set(self.crossings.get() + 1);
     }
 
     /// Writes the canary, now that the record is where it stays.
@@ -492,6 +504,21 @@ impl ForeignFrame {
         }
     }
 
+    /// The words of arguments that have been released, or ended with the first upcall.
+    #[cfg(feature = "audit")]
+    pub(crate) fn released(&self) -> Vec<usize> {
+        let mut node = self.results.get();
+        let mut words = Vec::new();
+        // SAFETY: as in `results`.
+        while let Some(result) = unsafe { node.as_ref() } {
+            if result.released.get() {
+                words.push(result.word.get().addr());
+            }
+            node = result.next;
+        }
+        words
+    }
+
     /// Whether the argument of this call that has a number is held still; `None` if there is none. For its own thread, while managed.
     pub(crate) fn is_held(&self, number: u64) -> Option<bool> {
         self.find_result(number).map(|result| !result.released.get())
@@ -584,7 +611,7 @@ pub(crate) struct Relocation {
 }
 
 impl Relocation {
-    fn map(&self, address: usize) -> usize {
+    pub(crate) fn map(&self, address: usize) -> usize {
         match self.end {
             StackEnd::Low => self.new.start.wrapping_add(address.wrapping_sub(self.old.start)),
             StackEnd::High => self.new.end.wrapping_sub(self.old.end.wrapping_sub(address)),

@@ -62,6 +62,11 @@ impl<V: StackScanner> Mutator<V> {
             let fork = || shared.in_foreign.held(|| shared.to_stop.held(fork));
             #[cfg(feature = "libffi")]
             let fork = || crate::dynamic::with_shared_held(fork);
+            #[cfg(feature = "audit")]
+            let fork = || match &shared.coordinator.audit {
+                Some(audit) => audit.held(fork),
+                None => fork(),
+            };
             let forked = with_homes_held(|| shared.pins.held(fork))?;
             if forked == Forked::Child {
                 FenceStrategy::after_fork();

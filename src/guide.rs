@@ -1,6 +1,6 @@
 //! The guide: what the API documentation of single items does not tell.
 //!
-//! Read [`start`] first. Then what your VM needs: [`references`], [`errors`], [`jumps`], [`threads`], `dynamic` (with the feature `libffi`), [`checked`], `explore` (with the feature). When something went wrong, look it up in [`misuse`].
+//! Read [`start`] first. Then what your VM needs: [`references`], [`errors`], [`jumps`], [`threads`], `dynamic` (with the feature `libffi`), [`checked`], `audit` and `explore` (with the features of those names). When something went wrong, look it up in [`misuse`].
 
 #[doc = include_str!("guide/start.md")]
 pub mod start {}
@@ -10,6 +10,10 @@ pub mod references {}
 
 #[doc = include_str!("guide/checked.md")]
 pub mod checked {}
+
+#[cfg(feature = "audit")]
+#[doc = include_str!("guide/audit.md")]
+pub mod audit {}
 
 #[doc = include_str!("guide/misuse.md")]
 pub mod misuse {}

@@ -57,6 +57,10 @@ pub const CANARY_IN_RECORD: usize = offset_of!(ForeignFrame, canary);
 /// Where the canary of the mutator's own record is.
 pub const CANARY: usize = offset_of!(Header, checked) + offset_of!(Checked, canary);
 
+/// Where the count of crossings is in a record, a `u64` (feature `audit`): code that inlines a transition adds one to it before it publishes the record.
+#[cfg(feature = "audit")]
+pub const CROSSINGS_IN_RECORD: usize = offset_of!(ForeignFrame, crossings);
+
 /// A cache line, in bytes, on the machines here.
 pub const CACHE_LINE: usize = 64;
 

@@ -5,6 +5,8 @@ mod activation;
 mod anchor;
 mod arch;
 mod arity;
+#[cfg(feature = "audit")]
+mod audit;
 mod chain;
 mod checked;
 mod control;
@@ -61,6 +63,8 @@ pub mod testkit;
 
 pub use activation::{RelocationError, StackEnd};
 pub use anchor::Anchor;
+#[cfg(feature = "audit")]
+pub use audit::{Audit, AuditLog};
 pub use chain::{ChainDamage, ChainError};
 pub use control::MachineState;
 pub use errno::Errno;
@@ -95,4 +99,6 @@ pub use vm::{
     ArgumentError, ArgumentPlan, Capture, Crossing, ErrorPolicy, FrameKind, PauseWait, Report, Residence,
     RootVisitor, Segment, Slot, StackScanner, Straggler, UpcallError, UpcallRefused, Vm,
 };
+#[cfg(feature = "audit")]
+pub use vm::{Fault, Finding, FoundIn, FoundSlot, Sighting};
 pub use world::{Attachment, DetachError, InterruptError, World, WorldBuilder};

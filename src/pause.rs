@@ -6,6 +6,9 @@
 //! frame word non-null once. A mutator stores "managed", fences lightly, and loads its poll word. With both fences one of the two must see the other's store
 //! (I4): a mutator that the stopper saw published finds its poll word set before it touches anything managed.
 
+#[cfg(feature = "audit")]
+mod audited;
+
 use crate::activation::ForeignFrame;
 use crate::anchor::Anchor;
 use crate::chain::{self, ChainError};
@@ -54,6 +57,9 @@ pub(crate) struct Shared<V: Vm> {
     pub(crate) in_foreign: Sites,
     /// How long mutators took to stop, by the site where they did.
     pub(crate) to_stop: Sites,
+    /// What the audit calls an object, if there is one.
+    #[cfg(feature = "audit")]
+    pub(crate) address: Option<fn(V::Ref) -> usize>,
 }
 
 impl<V: Vm> Shared<V> {
@@ -325,6 +331,8 @@ impl<'p, V: StackScanner> StoppedWorld<'p, V> {
     ///
     /// It can be repeated within the pause, and gives the same roots: a handle that a foreign thread releases meanwhile is reported until the pause ends.
     pub fn enumerate(&self, visitor: &mut dyn RootVisitor<V::Ref>) {
+        #[cfg(feature = "audit")]
+        self.note_handles();
         for mutator in self.mutators() {
             mutator.enumerate(visitor);
         }
@@ -375,6 +383,8 @@ impl<'p, V: StackScanner> StoppedWorld<'p, V> {
 impl<V: StackScanner> Drop for StoppedWorld<'_, V> {
     fn drop(&mut self) {
         let coordinator = &self.shared.coordinator;
+        #[cfg(feature = "audit")]
+        let findings = self.audit();
         self.shared.pins.thaw();
         let mut registry = coordinator.lock();
         for header in self.headers().filter(|header| self.those.has(header)) {
@@ -411,6 +421,8 @@ impl<V: StackScanner> Drop for StoppedWorld<'_, V> {
             // SAFETY: as in `headers`; its `Fiber` has been dropped, and it has just been dismissed.
             unsafe { self.shared.end_fiber(&*header) };
         }
+        #[cfg(feature = "audit")]
+        self.tell(&findings);
         reached(ptr::from_ref(self.shared).cast(), Step::StopEnded);
     }
 }
@@ -475,6 +487,15 @@ impl<'p, V: StackScanner> StoppedMutator<'p, V> {
         if CHECKED {
             chain::abort_if::<V>(self.validate());
         }
+        #[cfg(feature = "audit")]
+        if self.enumerate_audited(visitor) {
+            return;
+        }
+        self.walk(visitor);
+    }
+
+    /// [`enumerate`](Self::enumerate), and nothing else.
+    fn walk(&self, visitor: &mut dyn RootVisitor<V::Ref>) {
         for activation in self.activations() {
             activation.enumerate_declared(visitor);
             if let Some(segment) = activation.segment() {
@@ -610,11 +631,16 @@ impl<'p, V: StackScanner> Activation<'p, V> {
     }
 
     fn enumerate_declared(&self, visitor: &mut dyn RootVisitor<V::Ref>) {
-        self.for_each_declared(|declared| match declared.plan {
-            ArgumentPlan::Root | ArgumentPlan::RootInPlace => visitor.slot(declared.slot),
-            ArgumentPlan::Pin => visitor.pinned(declared.slot.load()),
-            ArgumentPlan::TransitivePin => visitor.transitively_pinned(declared.slot.load()),
-        });
+        self.for_each_declared(|declared| report(declared, visitor));
+    }
+}
+
+/// Reports what a guard declared, as its plan says.
+fn report<R: Copy>(declared: Declared<'_, R>, visitor: &mut dyn RootVisitor<R>) {
+    match declared.plan {
+        ArgumentPlan::Root | ArgumentPlan::RootInPlace => visitor.slot(declared.slot),
+        ArgumentPlan::Pin => visitor.pinned(declared.slot.load()),
+        ArgumentPlan::TransitivePin => visitor.transitively_pinned(declared.slot.load()),
     }
 }
 
@@ -687,7 +713,12 @@ impl Header {
         } else {
             let relocation = crate::activation::Relocation { old, new: new.clone(), end };
             reached(self.world, Step::Relocating);
-            self.changes.during(|| relocation.apply(newest, &self.roots))?
+            let moved = self.changes.during(|| relocation.apply(newest, &self.roots))?;
+            #[cfg(feature = "audit")]
+            if let Some(audit) = &self.coordinator().audit {
+                audit.relocated(self.id.get(), &relocation);
+            }
+            moved
         };
         stacks[index] = new;
         reached(self.world, Step::Relocated);

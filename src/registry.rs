@@ -166,6 +166,9 @@ pub(crate) struct Coordinator {
     left: Condvar,
     fence: FenceStrategy,
     pub(crate) watch: Option<Watch>,
+    /// The audit, if there is one. Set before the world is shared.
+    #[cfg(feature = "audit")]
+    pub(crate) audit: Option<crate::audit::Auditor>,
 }
 
 impl Coordinator {
@@ -191,7 +194,16 @@ impl Coordinator {
             left: Condvar::new(),
             fence,
             watch,
+            #[cfg(feature = "audit")]
+            audit: None,
         }
+    }
+
+    /// Chooses the audit, before the world is shared.
+    #[cfg(feature = "audit")]
+    pub(crate) fn with_audit(mut self, audit: Option<crate::audit::Auditor>) -> Self {
+        self.audit = audit;
+        self
     }
 
     pub(crate) fn fence(&self) -> FenceStrategy {

@@ -164,6 +164,8 @@ pub(crate) fn leave_managed<V: StackScanner>(
         chain::check::<V>(header);
     }
     hook(|| vm.leaving_managed(crossing));
+    #[cfg(feature = "audit")]
+    frame.count_crossing();
     reached(header.world, Step::CallPrepared);
     header.word.publish(frame, V::FAULTS);
     reached(header.world, Step::CallPublished);
@@ -340,6 +342,8 @@ pub(crate) fn at_safepoint<V: StackScanner, R>(
     }
     frame.site.set(Some(site));
     frame.kind.set(FrameKind::Safepoint);
+    #[cfg(feature = "audit")]
+    frame.count_crossing();
     let result = with_capture::<V, R>(frame, anchor, site, || {
         reached(header.world, Step::SafepointPrepared);
         header.word.publish(frame, V::FAULTS);

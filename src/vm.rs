@@ -9,8 +9,12 @@
 //! | JIT with stack maps on the native stack | `pc` is the return address, frames by `fp` | from `anchor` to [`entry_sp`](Segment::entry_sp) |
 //! | conservative collector | machine, [`Capture::Registers`] | [`words`](Segment::words) and [`registers`](Segment::registers) |
 
+#[cfg(feature = "audit")]
+mod finding;
 mod report;
 
+#[cfg(feature = "audit")]
+pub use finding::{Fault, Finding, FoundIn, FoundSlot, Sighting};
 pub use report::{PauseWait, Report, Straggler};
 
 use crate::anchor::Anchor;
@@ -156,6 +160,13 @@ pub unsafe trait StackScanner: Vm {
     #[doc(hidden)]
     const FAULTS: Faults = Faults::NONE;
 
+    /// Test-only: the address function of the audit that a world has unless it was made with one of its own.
+    #[doc(hidden)]
+    #[cfg(feature = "audit")]
+    fn audited(&self) -> Option<fn(Self::Ref) -> usize> {
+        None
+    }
+
     /// Reports the references of one segment of one stopped mutator, newest frame first.
     ///
     /// Called on the stopper's thread, during a pause, once for each segment of each mutator and enumeration.
@@ -185,6 +196,14 @@ pub trait RootVisitor<R> {
     /// tells each weak handle where its object is now or clears it. Otherwise the handle goes on to give a reference to what was freed or has moved.
     fn weak(&mut self, slot: Slot<'_, R>) {
         self.slot(slot);
+    }
+
+    /// The slots that follow are of this frame, walked at this pc. The default does nothing.
+    ///
+    /// A scanner may say so before the slots of each frame, for whoever must name a slot: the audit (feature `audit`) gives the pcs of two collections by it. `sp` and `fp` are the frame's own,
+    /// 0 where there is none.
+    fn frame(&mut self, frame: Anchor) {
+        let _ = frame;
     }
 }
 

@@ -44,6 +44,8 @@ impl<V: StackScanner> World<V> {
             stack_reserve: STACK_RESERVE,
             report_after: None,
             early: None,
+            #[cfg(feature = "audit")]
+            audit: None,
         }
     }
 
@@ -256,6 +258,13 @@ impl<V: StackScanner> World<V> {
         self.shared.leaks()
     }
 
+    /// What the audit has found, and what it holds; `None` if the world was made without one. See [`WorldBuilder::audit`].
+    #[cfg(feature = "audit")]
+    #[must_use]
+    pub fn audit(&self) -> Option<crate::audit::AuditLog> {
+        self.shared.coordinator.audit.as_ref().map(crate::audit::Auditor::log)
+    }
+
     /// Returns how many mutators are attached, foreign threads included.
     #[must_use]
     pub fn attached(&self) -> usize {
@@ -407,6 +416,8 @@ pub struct WorldBuilder {
     stack_reserve: usize,
     report_after: Option<Duration>,
     early: Option<Early>,
+    #[cfg(feature = "audit")]
+    audit: Option<crate::audit::Audit>,
 }
 
 /// Enough for an upcall that panics. The first message with a backtrace takes 22 KiB (a panic without one 5 KiB; Rust 1.95, x86_64 Linux, the stack painted and looked at
@@ -458,15 +469,35 @@ impl WorldBuilder {
         self
     }
 
+    /// Has each collection compared with those before, slot by slot: see [`guide::audit`](crate::guide::audit). What is found goes to [`Vm::report`](crate::Vm::report), as
+    /// [`Report::Audit`](crate::Report::Audit), when the pause is over, and to [`World::audit`].
+    #[cfg(feature = "audit")]
+    #[must_use]
+    pub fn audit(mut self, audit: crate::audit::Audit) -> Self {
+        self.audit = Some(audit);
+        self
+    }
+
     /// Makes the world.
+    ///
+    /// # Panics
+    ///
+    /// With the feature `audit`, if the audit that was asked for is one for another type of reference.
     #[must_use]
     pub fn build<V: StackScanner>(self, vm: V) -> World<V> {
+        #[cfg(feature = "audit")]
+        let audit = self.audit.or_else(|| vm.audited().map(crate::audit::Audit::new));
         let shared = Arc::new_cyclic(|own| Shared {
-            coordinator: Coordinator::new(
-                self.fence,
-                self.report_after.map(|after| Watch { after, report: report::<V> }),
-                self.early,
-            ),
+            coordinator: {
+                let coordinator = Coordinator::new(
+                    self.fence,
+                    self.report_after.map(|after| Watch { after, report: report::<V> }),
+                    self.early,
+                );
+                #[cfg(feature = "audit")]
+                let coordinator = coordinator.with_audit(audit.map(crate::audit::Auditor::new));
+                coordinator
+            },
             vm,
             own: std::sync::Weak::clone(own),
             pins: Arc::new(PinTable::new()),
@@ -475,6 +506,8 @@ impl WorldBuilder {
             leaks_reported: AtomicBool::new(false),
             in_foreign: Sites::default(),
             to_stop: Sites::default(),
+            #[cfg(feature = "audit")]
+            address: audit.map(|audit| audit.address()),
         });
         World { shared }
     }

@@ -23,7 +23,7 @@ const FLOORS: &[&[&str]] = &[
     &["activation"],
     &["mailbox"],
     &["record"],
-    &["chain", "pin"],
+    &["chain", "pin", "audit"],
     // Coordination.
     &["registry"],
     &["watch"],

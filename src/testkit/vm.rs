@@ -94,6 +94,9 @@ pub struct TestVm<F: FaultSet = Correct> {
     moved: AtomicU64,
     reports: Mutex<VecDeque<String>>,
     world: OnceLock<WeakWorld<F>>,
+    /// Its worlds are audited, and a finding ends the process.
+    #[cfg(feature = "audit")]
+    under_net: bool,
     _faults: PhantomData<F>,
 }
 
@@ -594,6 +597,12 @@ impl<F: FaultSet> Vm for TestVm<F> {
     }
 
     fn report(&self, report: &Report<'_>) {
+        #[cfg(feature = "audit")]
+        if let Report::Audit(finding) = report
+            && self.under_net
+        {
+            crate::unwind::abort(format_args!("{finding}"));
+        }
         match &self.on_report {
             Some(on_report) => on_report(report),
             None => eprintln!("reentry: {report}"),
@@ -612,9 +621,15 @@ impl<F: FaultSet> Vm for TestVm<F> {
 unsafe impl<F: FaultSet> StackScanner for TestVm<F> {
     const FAULTS: Faults = F::FAULTS;
 
+    #[cfg(feature = "audit")]
+    fn audited(&self) -> Option<fn(Ref) -> usize> {
+        self.under_net.then_some(|reference| reference.address())
+    }
+
     fn scan_segment(&self, local: &TestLocal, segment: &Segment<'_>, visitor: &mut dyn RootVisitor<Ref>) {
         let stack = local.stack.borrow();
-        self.frames(&stack, segment, |frame, _, _, live| {
+        self.frames(&stack, segment, |frame, function, pc, live| {
+            visitor.frame(Anchor::new(pack_pc(function, pc), 0, stack.slot_address(frame).addr()));
             for slot in live {
                 let address = stack.slot_address(frame + FRAME_HEADER + slot.index()).cast::<Ref>();
                 let address = NonNull::new(address).expect("a stack has addresses");
@@ -693,10 +708,19 @@ impl<F: FaultSet> TestVmBuilder<F> {
         self
     }
 
+    /// Says whether the process asks for the net (`REENTRY_AUDIT=1`), and this VM is to be right.
+    #[cfg(feature = "audit")]
+    fn is_under_net(&self) -> bool {
+        let wrong = self.walk == Walk::Legacy && matches!(self.guard, Guard::Nothing | Guard::RootsByValue);
+        F::FAULTS == Faults::NONE && !wrong && std::env::var_os("REENTRY_AUDIT").is_some_and(|on| on == "1")
+    }
+
     /// Makes the VM.
     #[must_use]
     pub fn build(self) -> TestVm<F> {
         let maps = self.program.functions().iter().map(LiveMaps::analyse).collect();
+        #[cfg(feature = "audit")]
+        let under_net = self.is_under_net();
         TestVm {
             heap: Heap::new(),
             program: self.program,
@@ -713,6 +737,8 @@ impl<F: FaultSet> TestVmBuilder<F> {
             moved: AtomicU64::new(0),
             reports: Mutex::new(VecDeque::new()),
             world: OnceLock::new(),
+            #[cfg(feature = "audit")]
+            under_net,
             _faults: PhantomData,
         }
     }

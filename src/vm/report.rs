@@ -88,6 +88,9 @@ pub enum Report<'r> {
     Straggler(&'r Straggler),
     /// A thread has waited long for a pause to end.
     PauseWait(&'r PauseWait),
+    /// The [audit](crate::guide::audit) has found a slot that comes and goes, or is stale.
+    #[cfg(feature = "audit")]
+    Audit(&'r super::Finding),
     /// A [`Fiber`](crate::Fiber) was dropped while activations of it were suspended. What they held has been released; their frames must not run again.
     FiberDropped {
         /// The number of its mutator.
@@ -253,6 +256,8 @@ impl fmt::Display for Report<'_> {
             }
             Self::Straggler(straggler) => straggler.fmt(f),
             Self::PauseWait(wait) => wait.fmt(f),
+            #[cfg(feature = "audit")]
+            Self::Audit(finding) => finding.fmt(f),
             Self::FiberDropped { fiber, activations, suspended_at } => write!(
                 f,
                 "fiber {fiber} was dropped with {activations} activation(s) suspended at {}; what they held has been released. Drop its stack first, inside `Mutator::resume`",
