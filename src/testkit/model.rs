@@ -21,7 +21,8 @@
 //! | [`PUBLICATION`] | a stopped mutator without the activation that made its foreign call, or with half a record (I1) |
 //! | [`WARP`] | a root that a foreign call had declared was not reported, or not updated (I2) |
 //! | [`STALE`] | a reference was used whose object has moved: it was kept over a safepoint without a root |
-//! | `deadlock` | loom's own: every thread waits. A lock is held over a safepoint or a foreign call, or something is waited for while managed |
+//! | `deadlock` | loom's own: every thread waits. A lock is held over a safepoint or a foreign call and wanted in a pause, for one |
+//! | `Model exceeded maximum number of branches` | loom's own: something goes on without end. Most often a pause that looks again and again whether a mutator has stopped which waits for something else while it is managed |
 //! | `Causality violation` | loom's own: a race on a bare loom cell |
 //!
 //! # Broken twins
@@ -44,6 +45,7 @@ use crate::sync::{self, UnsafeCell};
 use crate::vm::{FrameKind, Report, StackScanner, UpcallError};
 use crate::world::{Attachment, World};
 use core::any::Any;
+use core::cell::RefCell;
 use core::fmt;
 use core::mem::ManuallyDrop;
 use core::ops::{Deref, DerefMut};
@@ -109,10 +111,19 @@ pub fn check(preemptions: usize, model: impl Fn() + Send + Sync + 'static) -> us
     let executions = Arc::new(AtomicUsize::new(0));
     let counted = Arc::clone(&executions);
     let started = std::time::Instant::now();
-    sync::exploration::explore(preemptions, move || {
-        counted.fetch_add(1, Ordering::Relaxed);
-        model();
-    });
+    let explored = catch_unwind(AssertUnwindSafe(|| {
+        sync::exploration::explore(preemptions, move || {
+            counted.fetch_add(1, Ordering::Relaxed);
+            FAILED.take();
+            model();
+        });
+    }));
+    if let Err(panic) = explored {
+        match FAILED.take() {
+            Some(first) => panic!("{first}"),
+            None => resume_unwind(panic),
+        }
+    }
     let executions = executions.load(Ordering::Relaxed);
     eprintln!("{executions} executions in {:.1?}", started.elapsed());
     executions
@@ -161,30 +172,28 @@ impl<T: Send + Sync> HeapCell<T> {
     ///
     /// # Panics
     ///
-    /// With [`EXCLUSION`] if nothing orders this after each earlier write, or one is under way.
+    /// With [`EXCLUSION`] if nothing orders this after each earlier write, or one is under way; and if `f` does.
     pub fn read<R>(&self, f: impl FnOnce(&T) -> R) -> R {
-        self.watched(|| {
-            self.order.with(|_| f(&self.value.try_read().unwrap_or_else(|_| panic!("it is being written"))))
-        })
+        let look = || f(&self.value.try_read().unwrap_or_else(|_| panic!("it is being written")));
+        self.named(|| self.order.with(|_| held(look)))
     }
 
     /// Gives `f` the contents to change.
     ///
     /// # Panics
     ///
-    /// With [`EXCLUSION`] if nothing orders this after each earlier touch, or one is under way.
+    /// With [`EXCLUSION`] if nothing orders this after each earlier touch, or one is under way; and if `f` does.
     pub fn write<R>(&self, f: impl FnOnce(&mut T) -> R) -> R {
-        self.watched(|| {
-            self.order.with_mut(|_| {
-                f(&mut self.value.try_write().unwrap_or_else(|_| panic!("it is being touched")))
-            })
-        })
+        let change = || f(&mut self.value.try_write().unwrap_or_else(|_| panic!("it is being touched")));
+        self.named(|| self.order.with_mut(|_| held(change)))
     }
 
-    /// Puts the cell's name before what loom says.
-    fn watched<R>(&self, touch: impl FnOnce() -> R) -> R {
-        catch_unwind(AssertUnwindSafe(touch))
-            .unwrap_or_else(|violation| panic!("{EXCLUSION}: {}: {}", self.name, text(&*violation)))
+    /// Puts the cell's name before what loom says of a touch. What the touch itself panics with goes on as it is.
+    fn named<R>(&self, touch: impl FnOnce() -> Result<R, Panic>) -> R {
+        match catch_unwind(AssertUnwindSafe(touch)) {
+            Ok(done) => done.unwrap_or_else(|panic| resume_unwind(panic)),
+            Err(violation) => panic!("{EXCLUSION}: {}: {}", self.name, text(&*violation)),
+        }
     }
 }
 
@@ -194,6 +203,9 @@ impl<T> fmt::Debug for HeapCell<T> {
         write!(f, "HeapCell({})", self.name)
     }
 }
+
+/// What somebody panicked with.
+type Panic = Box<dyn Any + Send>;
 
 fn text(payload: &(dyn Any + Send)) -> &str {
     payload
@@ -353,13 +365,23 @@ pub fn attach<V: StackScanner>(world: &World<V>) -> UnlessPanicking<Attachment<V
     UnlessPanicking::new(world.attach().expect("the world takes in every thread of a model"))
 }
 
-/// Runs `f` where other threads wait for its end, so that what it panics with can go on when that is over.
+std::thread_local! {
+    /// What the execution under way has failed with first. All threads of a model are of one thread of the system.
+    static FAILED: RefCell<Option<String>> = const { RefCell::new(None) };
+}
+
+/// Runs `f` where something else must happen before a panic of it goes on: a pause must end, a cell be left. After loom has found a deadlock nothing can happen any more, and loom panics again on the
+/// way; so the first failure is noted, for [`check`] to fail with.
 ///
 /// # Errors
 ///
 /// What `f` panicked with.
-fn held<R>(f: impl FnOnce() -> R) -> Result<R, Box<dyn Any + Send>> {
-    catch_unwind(AssertUnwindSafe(f))
+fn held<R>(f: impl FnOnce() -> R) -> Result<R, Panic> {
+    catch_unwind(AssertUnwindSafe(f)).inspect_err(|panic| {
+        FAILED.with_borrow_mut(|failed| {
+            failed.get_or_insert_with(|| text(&**panic).to_owned());
+        });
+    })
 }
 
 /// Stops the world from a thread that is no mutator, or is foreign, and runs `f`: [`World::pause`], and a panic of `f` goes on when the world has resumed.
