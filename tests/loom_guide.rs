@@ -1,4 +1,4 @@
-//! The first model of `guide::loom`, which shows this file: a host's own lock, which a pause takes too.
+//! The first model of `guide::models`, which shows this file: a host's own lock, which a pause takes too.
 #![cfg(loom)]
 
 use loom::sync::Mutex;

@@ -6,7 +6,7 @@
 //! VM authors can hold their own code against it: run a foreign library through [`TestVm`] with [`Guard::Nothing`] and see
 //! which argument goes stale; or walk the frames of their own VM in a copy of [`vm`]'s scanner.
 //!
-//! Under `--cfg loom` there is a second kit, `testkit::model`: what it takes to explore every schedule of a host of your own. See [`guide::loom`](crate::guide::loom).
+//! Under `--cfg loom` there is a second kit, `testkit::model`: what it takes to explore every schedule of a host of your own. See [`guide::models`](crate::guide::models).
 //!
 //! # The founding fault, switched on
 //!

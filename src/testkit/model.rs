@@ -1,7 +1,7 @@
 //! The kit for loom models of a host (feature `testkit`, under `--cfg loom`).
 //!
 //! Under `--cfg loom` this crate runs on loom's primitives, and so can a host: then a *model*, a closure that starts a few threads over a [`World`], is run once for each schedule of them and each value
-//! that a load may see. What loom explores is the crate's own protocol and the host's own code. The chapter [`guide::loom`](crate::guide::loom) tells how to set a crate up for that.
+//! that a load may see. What loom explores is the crate's own protocol and the host's own code. The chapter [`guide::models`](crate::guide::models) tells how to set a crate up for that.
 //!
 //! | item | for |
 //! |---|---|
