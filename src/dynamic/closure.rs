@@ -387,7 +387,8 @@ impl<'b, V: StackScanner> ClosureBuilder<'b, V> {
         let cif = self.signature.prepared().cif();
         // libffi takes the lock of its stubs here too.
         // SAFETY: the stub is ours and new; the description lives as long as the signature, which the head holds, and the stub is freed before either.
-        let prepare = || unsafe { ffi_prep_closure_loc(stub, cif, Some(enter), whole.cast(), code.as_mut_ptr()) };
+        let prepare =
+            || unsafe { ffi_prep_closure_loc(stub, cif, Some(enter), whole.cast(), code.as_mut_ptr()) };
         let status = with_stubs(prepare);
         // `closure` ends what has been made.
         if status == ffi_status_FFI_OK { Ok(closure) } else { Err(ClosureError::NoExecutableMemory) }
@@ -553,7 +554,7 @@ unsafe impl Send for Late {}
 impl Dropped for Late {
     fn is_deserted(&self) -> bool {
         // SAFETY: freed when this is dropped, and no sooner.
-        unsafe { self.0.as_ref() }.occupancy.is_deserted()
+        unsafe { self.0.as_ref() }.occupancy.is_deserted(Faults::NONE)
     }
 }
 

@@ -34,10 +34,15 @@
 //! of this kit, which lets the pause end before a panic goes on, and keeps its attachments in [`UnlessPanicking`], which does not drop on the way.
 
 mod heap;
+#[cfg(feature = "libffi")]
+mod occupancy;
 
 pub use crate::faults::Faults;
 pub use crate::sync::exploration::*;
 pub use heap::{Collected, ModelHeap};
+#[cfg(feature = "libffi")]
+#[doc(hidden)]
+pub use occupancy::Visited;
 
 use crate::mutator::Mutator;
 use crate::pause::{StoppedMutator, StoppedWorld};
