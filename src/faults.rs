@@ -45,6 +45,8 @@ impl Faults {
     pub const LOOKUP_UNCOUNTED: Self = Self(1 << 17);
     /// A closure that is dropped ends at once, whoever is in it.
     pub const CLOSURE_ENDED_AT_ONCE: Self = Self(1 << 18);
+    /// The memory of a closure goes when its body has been dropped, whoever is still on the way out.
+    pub const DESERTED_WHEN_ENDED: Self = Self(1 << 19);
     /// A pause or handshake does not wait for the one in force.
     pub const UNGATED_STOP: Self = Self(1 << 24);
     /// Attaching looks whether the world is closed, and lets the lock go before it enters the mutator.

@@ -1,6 +1,6 @@
 //! The guide: what the API documentation of single items does not tell.
 //!
-//! Read [`start`] first. Then what your VM needs: [`references`], [`errors`], [`jumps`], [`threads`], `dynamic` (with the feature `libffi`), [`checked`], `audit` and `explore` (with the features of those names). When something went wrong, look it up in [`misuse`].
+//! Read [`start`] first. Then what your VM needs: [`references`], [`errors`], [`jumps`], [`threads`], `dynamic` (with the feature `libffi`), [`checked`], `audit` and `explore` (with the features of those names); and [`models`] to explore your own locks and buffers over the crate's protocol. When something went wrong, look it up in [`misuse`].
 
 #[doc = include_str!("guide/start.md")]
 pub mod start {}
@@ -34,3 +34,6 @@ pub mod explore {}
 #[cfg(feature = "libffi")]
 #[doc = include_str!("guide/dynamic.md")]
 pub mod dynamic {}
+
+#[doc = include_str!("guide/models.md")]
+pub mod models {}

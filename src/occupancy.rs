@@ -33,6 +33,9 @@ pub(crate) struct Occupancy {
     /// Those of all others.
     others: AtomicUsize,
     fence: FenceStrategy,
+    /// Stands for the memory (C3): the last look of whoever was told "open", and what is done once it is deserted.
+    #[cfg(loom)]
+    memory: crate::sync::UnsafeCell<()>,
 }
 
 /// A visitor inside: the low half of a word counts them.
@@ -52,7 +55,14 @@ pub(crate) enum Visitor {
 
 impl Occupancy {
     pub(crate) fn new(fence: FenceStrategy) -> Self {
-        Self { state: AtomicU32::new(OPEN), owner: AtomicUsize::new(0), others: AtomicUsize::new(0), fence }
+        Self {
+            state: AtomicU32::new(OPEN),
+            owner: AtomicUsize::new(0),
+            others: AtomicUsize::new(0),
+            fence,
+            #[cfg(loom)]
+            memory: crate::sync::UnsafeCell::new(()),
+        }
     }
 
     #[inline(always)]
@@ -101,6 +111,8 @@ impl Occupancy {
         if self.state.load(Ordering::Acquire) != OPEN && self.end() {
             end();
         }
+        #[cfg(loom)]
+        self.memory.with(|_| ());
         // Released for whoever gives the memory back (C3). Nothing of `self` is touched after this.
         match visitor {
             Visitor::Owner => {
@@ -124,13 +136,19 @@ impl Occupancy {
     }
 
     /// Whether it has been ended, and who was there has gone (C3). A thread that comes in later finds it closed, and may be there until it has left all the same.
-    pub(crate) fn is_deserted(&self) -> bool {
+    pub(crate) fn is_deserted(&self, faults: Faults) -> bool {
         if self.state.load(Ordering::Acquire) != ENDED {
             return false;
         }
         self.fence.heavy();
         // Pair with the last stores in `leave`.
-        self.owner.load(Ordering::Acquire) < PRESENT && self.others.load(Ordering::Acquire) < PRESENT
+        let deserted = faults.has(Faults::DESERTED_WHEN_ENDED)
+            || self.owner.load(Ordering::Acquire) < PRESENT && self.others.load(Ordering::Acquire) < PRESENT;
+        #[cfg(loom)]
+        if deserted {
+            self.memory.with_mut(|_| ());
+        }
+        deserted
     }
 
     #[cold]
@@ -174,11 +192,11 @@ mod tests {
             assert!(!occupancy.close(Faults::NONE), "three are inside");
             assert!(!enter(&occupancy, Visitor::Other) && !leave(&occupancy, Visitor::Other));
             assert!(!leave(&occupancy, Visitor::Owner) && !leave(&occupancy, Visitor::Other));
-            assert!(!occupancy.is_deserted());
+            assert!(!occupancy.is_deserted(Faults::NONE));
             assert!(leave(&occupancy, Visitor::Owner), "the last");
-            assert!(occupancy.is_deserted());
-            assert!(!enter(&occupancy, Visitor::Owner) && !occupancy.is_deserted());
-            assert!(!leave(&occupancy, Visitor::Owner) && occupancy.is_deserted());
+            assert!(occupancy.is_deserted(Faults::NONE));
+            assert!(!enter(&occupancy, Visitor::Owner) && !occupancy.is_deserted(Faults::NONE));
+            assert!(!leave(&occupancy, Visitor::Owner) && occupancy.is_deserted(Faults::NONE));
         }
     }
 
@@ -190,9 +208,9 @@ mod tests {
             let mut ended = false;
             occupancy.leave(visitor, Faults::NONE, || {
                 ended = true;
-                assert!(!occupancy.is_deserted());
+                assert!(!occupancy.is_deserted(Faults::NONE));
             });
-            assert!(ended && occupancy.is_deserted());
+            assert!(ended && occupancy.is_deserted(Faults::NONE));
         }
     }
 
@@ -200,6 +218,6 @@ mod tests {
     fn what_is_empty_is_ended_by_who_closes_it() {
         let occupancy = Occupancy::new(FenceStrategy::probe());
         assert!(enter(&occupancy, Visitor::Owner) && !leave(&occupancy, Visitor::Owner));
-        assert!(occupancy.close(Faults::NONE) && occupancy.is_deserted());
+        assert!(occupancy.close(Faults::NONE) && occupancy.is_deserted(Faults::NONE));
     }
 }

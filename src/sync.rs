@@ -83,6 +83,19 @@ mod primitive {
 
 pub(crate) use primitive::*;
 
+/// What models of hosts are made of: loom itself, the one whose primitives this crate runs on, and the runner. See `testkit::model`.
+#[cfg(all(loom, feature = "testkit"))]
+pub mod exploration {
+    pub use ::loom;
+
+    /// Explores `model`: see `testkit::model::check`.
+    pub(crate) fn explore(preemptions: usize, model: impl Fn() + Send + Sync + 'static) {
+        let mut builder = loom::model::Builder::new();
+        builder.preemption_bound = builder.preemption_bound.or(Some(preemptions));
+        builder.check(model);
+    }
+}
+
 /// Declares a thread-local with constant initialiser: no lazy initialisation and no destructor, so an access is one load
 /// (loom has no such form; there it is an ordinary thread-local).
 macro_rules! thread_local_const {

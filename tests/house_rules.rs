@@ -605,3 +605,37 @@ fn the_figures_of_the_guide_are_those_of_the_benchmarks() {
     assert_none("a figure of the guide is not that of benches/README.md", &found);
     assert!(figures >= 10, "the rule looks for the right thing: {figures}");
 }
+
+/// Whoever copies the chapter's model has one that runs: the block is the file, and the gate runs that.
+#[test]
+fn the_model_in_the_guide_is_the_one_that_is_run() {
+    let (chapter, model) = (read("src/guide/models.md"), read("tests/loom_guide.rs"));
+    let blocks: Vec<_> = chapter.split("```rust,ignore\n").skip(1).collect();
+    assert_eq!(blocks.len(), 1, "what is not compiled here is this file");
+    assert_eq!(blocks[0].split("```").next(), Some(model.as_str()), "the chapter shows tests/loom_guide.rs");
+}
+
+/// The chapter cannot link to what is there under `cfg(loom)` alone.
+#[test]
+fn the_guide_names_all_of_the_kit_for_models() {
+    let (chapter, kit) = (read("src/guide/models.md"), read("src/testkit/model.rs"));
+    let (mut found, mut items) = (Vec::new(), 0);
+    for line in kit.lines() {
+        let item = ["pub fn ", "pub struct "].iter().find_map(|begun| line.strip_prefix(begun));
+        let Some(item) = item else { continue };
+        let name: String = item.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect();
+        items += 1;
+        if !chapter.contains(&format!("`{name}`")) && !chapter.contains(&format!("`{name}(")) {
+            found.push(name);
+        }
+    }
+    for message in kit.lines().filter_map(|line| line.strip_prefix("pub const ")) {
+        let message = message.split('"').nth(1).unwrap();
+        items += 1;
+        if !chapter.contains(&format!("`{message}`")) {
+            found.push(message.to_owned());
+        }
+    }
+    assert_none("not in src/guide/models.md", &found);
+    assert!(items >= 12, "the rule looks for the right thing: {items}");
+}

@@ -7,7 +7,7 @@
 #[path = "loom/mod.rs"]
 mod model;
 
-use model::{Intact, MEMBERSHIP, ModelVm, Protection, Seen, attach, check, collect, pause};
+use model::{FrameKind, Intact, MEMBERSHIP, ModelVm, Protection, Seen, attach, check, collect, pause};
 use reentry::{Mutator, UpcallClosure, World};
 
 /// A pause that does nothing but look at who is in it.
@@ -114,7 +114,7 @@ fn a_thread_that_attaches_is_excluded_by_a_pause() {
 fn a_foreign_thread_that_calls_in_is_excluded_by_a_pause() {
     let seen = Seen::default();
     a_foreign_thread_calls_in::<Intact>(&seen);
-    seen.must_have(&[(0, "foreign thread")]);
+    seen.must_have(&[(0, FrameKind::ForeignThread)]);
 }
 
 /// The thread is let in after the stopper has taken the list: the world has a mutator that the pause has not.
@@ -126,14 +126,14 @@ fn without_the_gate_a_thread_is_let_in_during_a_pause() {
 
 /// The same thread goes on to touch the heap: nobody has set its poll word.
 #[test]
-#[should_panic(expected = "I4: the heap was touched in a pause")]
+#[should_panic(expected = "I4: nothing orders two touches of the heap")]
 fn without_the_gate_a_thread_that_attaches_touches_the_heap_in_a_pause() {
     attach_and_touch::<model::UngatedAttach>(&Seen::default());
 }
 
 /// The same by an upcall.
 #[test]
-#[should_panic(expected = "I4: the heap was touched in a pause")]
+#[should_panic(expected = "I4: nothing orders two touches of the heap")]
 fn without_the_gate_a_foreign_thread_touches_the_heap_in_a_pause() {
     a_foreign_thread_calls_in::<model::UngatedAttach>(&Seen::default());
 }

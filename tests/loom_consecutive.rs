@@ -8,7 +8,9 @@
 #[path = "loom/mod.rs"]
 mod model;
 
-use model::{Intact, ModelVm, Protection, Seen, attach, call_with_root, check, collect, collect_in};
+use model::{
+    FrameKind, Intact, ModelVm, Protection, Seen, attach, call_with_root, check, collect, collect_in,
+};
 
 /// One stopper, two pauses in a row, and a mutator that goes out and comes back.
 fn two_pauses_in_a_row<P: Protection>(seen: &Seen) {
@@ -98,47 +100,47 @@ fn two_mutators_pause<P: Protection>(seen: &Seen) {
 fn a_second_pause_excludes_a_mutator_that_waited_out_the_first() {
     let seen = Seen::default();
     two_pauses_in_a_row::<Intact>(&seen);
-    seen.must_have(&[(0, "foreign call"), (0, "safepoint")]);
+    seen.must_have(&[(0, FrameKind::ForeignCall), (0, FrameKind::Safepoint)]);
 }
 
 #[test]
 fn two_stoppers_take_turns() {
     let seen = Seen::default();
     two_stoppers::<Intact>(&seen);
-    seen.must_have(&[(0, "foreign call")]);
+    seen.must_have(&[(0, FrameKind::ForeignCall)]);
 }
 
 #[test]
 fn a_mutator_that_waits_to_pause_counts_as_stopped() {
     let seen = Seen::default();
     a_mutator_pauses_too::<Intact>(&seen);
-    seen.must_have(&[(0, "safepoint")]);
+    seen.must_have(&[(0, FrameKind::Safepoint)]);
 }
 
 #[test]
 fn two_mutators_that_pause_at_once_take_turns() {
     let seen = Seen::default();
     two_mutators_pause::<Intact>(&seen);
-    seen.must_have(&[(0, "safepoint")]);
+    seen.must_have(&[(0, FrameKind::Safepoint)]);
 }
 
 /// The mutator that has waited out the first pause becomes managed and looks again: without the fence it looks too early.
 #[test]
-#[should_panic(expected = "I4: the heap was touched in a pause")]
+#[should_panic(expected = "I4: nothing orders two touches of the heap")]
 fn without_the_light_fence_a_mutator_passes_the_second_pause() {
     two_pauses_in_a_row::<model::NoLightFence>(&Seen::default());
 }
 
 /// The pause ends while the mutator is foreign: the clear word alone must tell it what the collector did.
 #[test]
-#[should_panic(expected = "I4: the heap was touched in a pause")]
+#[should_panic(expected = "I4: nothing orders two touches of the heap")]
 fn with_a_relaxed_resumption_a_mutator_misses_what_two_stoppers_wrote() {
     two_stoppers::<model::RelaxedResume>(&Seen::default());
 }
 
 /// The stopper takes a mutator for stopped that has not come to wait for its own pause yet.
 #[test]
-#[should_panic(expected = "I4: the heap was touched in a pause")]
+#[should_panic(expected = "I4: nothing orders two touches of the heap")]
 fn a_stopper_that_does_not_wait_collects_before_the_other_has_stopped() {
     a_mutator_pauses_too::<model::NoWaitForMutators>(&Seen::default());
 }

@@ -92,7 +92,7 @@ fn lookup_and_reuse<P: Protection>() {
         let world = ModelVm::<P>::world(&Seen::default());
         let mut mutator = attach(&world);
         let (object, filler) = (handle(&mut mutator, 1), handle(&mut mutator, 2));
-        let raw = take(object).into_raw();
+        let raw = object.into_inner().into_raw();
         let reader = loom::thread::spawn({
             let world = world.clone();
             move || {
@@ -113,13 +113,6 @@ fn lookup_and_reuse<P: Protection>() {
         drop(mutator);
         reader.join().unwrap();
     });
-}
-
-/// The handle itself: what stands in for `UnlessPanicking` is for the handles that a failing model holds.
-fn take(handle: UnlessPanicking<Handle<usize>>) -> Handle<usize> {
-    let mut handle = core::mem::ManuallyDrop::new(handle);
-    // SAFETY: read once, and what it is read from is neither dropped nor used again.
-    unsafe { core::ptr::from_mut::<Handle<usize>>(&mut handle).read() }
 }
 
 #[test]

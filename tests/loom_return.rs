@@ -8,7 +8,7 @@
 #[path = "loom/mod.rs"]
 mod model;
 
-use model::{Intact, ModelVm, Protection, Seen, attach, call_with_root, check, collect};
+use model::{FrameKind, Intact, ModelVm, Protection, Seen, attach, call_with_root, check, collect};
 
 /// A foreign call with a root, against one pause.
 fn a_return<P: Protection>(seen: &Seen) {
@@ -54,33 +54,33 @@ fn a_poll<P: Protection>(seen: &Seen) {
 fn a_mutator_back_from_foreign_code_waits_for_the_pause_to_end() {
     let seen = Seen::default();
     a_return::<Intact>(&seen);
-    seen.must_have(&[(0, "foreign call")]);
+    seen.must_have(&[(0, FrameKind::ForeignCall)]);
 }
 
 #[test]
 fn a_mutator_that_polls_waits_for_the_pause_to_end() {
     let seen = Seen::default();
     a_poll::<Intact>(&seen);
-    seen.must_have(&[(0, "safepoint")]);
+    seen.must_have(&[(0, FrameKind::Safepoint)]);
 }
 
 /// The store of "managed" and the load of the poll word pass each other: the stopper sees the record, the mutator a clear word.
 #[test]
-#[should_panic(expected = "I4: the heap was touched in a pause")]
+#[should_panic(expected = "I4: nothing orders two touches of the heap")]
 fn without_the_light_fence_a_return_passes_a_pause() {
     a_return::<model::NoLightFence>(&Seen::default());
 }
 
 /// The mutator sees that it must wait, and goes on.
 #[test]
-#[should_panic(expected = "I4: the heap was touched in a pause")]
+#[should_panic(expected = "I4: nothing orders two touches of the heap")]
 fn without_the_wait_a_return_runs_into_a_pause() {
     a_return::<model::NoWaitOnReturn>(&Seen::default());
 }
 
 /// The stopper takes a mutator for stopped that is managed.
 #[test]
-#[should_panic(expected = "I4: the heap was touched in a pause")]
+#[should_panic(expected = "I4: nothing orders two touches of the heap")]
 fn a_stopper_that_does_not_wait_collects_beside_a_managed_mutator() {
     a_return::<model::NoWaitForMutators>(&Seen::default());
 }
@@ -88,7 +88,7 @@ fn a_stopper_that_does_not_wait_collects_beside_a_managed_mutator() {
 /// The stopper sees the record and not what the mutator had done before it published it: no pause overlaps managed code in time, but the
 /// mutator's last touch of the heap is not ordered before the collector's.
 #[test]
-#[should_panic(expected = "I4: the heap was touched in a pause")]
+#[should_panic(expected = "I4: nothing orders two touches of the heap")]
 fn with_a_relaxed_publication_the_collector_misses_what_the_mutator_wrote() {
     a_return::<model::RelaxedPublish>(&Seen::default());
 }
@@ -96,7 +96,7 @@ fn with_a_relaxed_publication_the_collector_misses_what_the_mutator_wrote() {
 /// The pause ends while the mutator is foreign. It comes back, finds the poll word clear, and never meets the lock: the clear word alone must
 /// tell it what the collector did.
 #[test]
-#[should_panic(expected = "I4: the heap was touched in a pause")]
+#[should_panic(expected = "I4: nothing orders two touches of the heap")]
 fn with_a_relaxed_resumption_a_return_misses_what_the_collector_wrote() {
     a_return::<model::RelaxedResume>(&Seen::default());
 }

@@ -8,7 +8,7 @@
 #[path = "loom/mod.rs"]
 mod model;
 
-use model::{Intact, ModelVm, Protection, Seen, attach, call_with_root, check, collect};
+use model::{FrameKind, Intact, ModelVm, Protection, Seen, attach, call_with_root, check, collect};
 use reentry::Mutator;
 
 fn two_mutators<P: Protection>(seen: &Seen) {
@@ -73,26 +73,26 @@ fn an_upcall_and_a_poll<P: Protection>(seen: &Seen) {
 fn a_pause_excludes_both_of_two_mutators() {
     let seen = Seen::default();
     two_mutators::<Intact>(&seen);
-    seen.must_have(&[(0, "foreign call")]);
+    seen.must_have(&[(0, FrameKind::ForeignCall)]);
 }
 
 #[test]
 fn a_pause_excludes_an_upcall_and_a_poll_at_once() {
     let seen = Seen::default();
     an_upcall_and_a_poll::<Intact>(&seen);
-    seen.must_have(&[(0, "foreign call"), (0, "safepoint")]);
+    seen.must_have(&[(0, FrameKind::ForeignCall), (0, FrameKind::Safepoint)]);
 }
 
 /// As with one mutator: "managed" and the load of the poll word pass each other.
 #[test]
-#[should_panic(expected = "I4: the heap was touched in a pause")]
+#[should_panic(expected = "I4: nothing orders two touches of the heap")]
 fn without_the_light_fence_one_of_two_mutators_passes_a_pause() {
     two_mutators::<model::NoLightFence>(&Seen::default());
 }
 
 /// One mutator sees that it must wait, and goes on.
 #[test]
-#[should_panic(expected = "I4: the heap was touched in a pause")]
+#[should_panic(expected = "I4: nothing orders two touches of the heap")]
 fn without_the_wait_one_of_two_mutators_runs_into_a_pause() {
     two_mutators::<model::NoWaitOnReturn>(&Seen::default());
 }

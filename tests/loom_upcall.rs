@@ -8,7 +8,9 @@
 #[path = "loom/mod.rs"]
 mod model;
 
-use model::{Intact, ModelVm, Protection, Seen, attach, call_with_root, check, collect, collect_in};
+use model::{
+    FrameKind, Intact, ModelVm, Protection, Seen, attach, call_with_root, check, collect, collect_in,
+};
 use reentry::{Mutator, UpcallClosure, upcall_fn};
 
 /// A root as an upcall of its call sees it: the slot that C has been given, read while managed, names the object.
@@ -99,33 +101,33 @@ fn an_upcall_that_collects<P: Protection>(seen: &Seen) {
 fn an_upcall_waits_for_the_pause_and_loses_no_root() {
     let seen = Seen::default();
     an_upcall::<Intact>(&seen);
-    seen.must_have(&[(0, "foreign call")]);
+    seen.must_have(&[(0, FrameKind::ForeignCall)]);
 }
 
 #[test]
 fn the_chain_is_complete_wherever_the_stop_arrives() {
     let seen = Seen::default();
     a_nested_call::<Intact>(&seen);
-    seen.must_have(&[(0, "foreign call"), (1, "foreign call")]);
+    seen.must_have(&[(0, FrameKind::ForeignCall), (1, FrameKind::ForeignCall)]);
 }
 
 #[test]
 fn a_collection_in_an_upcall_updates_the_roots_of_the_call_below() {
     let seen = Seen::default();
     an_upcall_that_collects::<Intact>(&seen);
-    seen.must_have(&[(0, "foreign call"), (1, "safepoint")]);
+    seen.must_have(&[(0, FrameKind::ForeignCall), (1, FrameKind::Safepoint)]);
 }
 
 /// As on a return: "managed" and the load of the poll word pass each other.
 #[test]
-#[should_panic(expected = "I4: the heap was touched in a pause")]
+#[should_panic(expected = "I4: nothing orders two touches of the heap")]
 fn without_the_light_fence_an_upcall_passes_a_pause() {
     an_upcall::<model::NoLightFence>(&Seen::default());
 }
 
 /// The upcall sees that it must wait, and goes on.
 #[test]
-#[should_panic(expected = "I4: the heap was touched in a pause")]
+#[should_panic(expected = "I4: nothing orders two touches of the heap")]
 fn without_the_wait_an_upcall_runs_into_a_pause() {
     an_upcall::<model::NoWaitOnUpcall>(&Seen::default());
 }

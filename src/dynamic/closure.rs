@@ -554,7 +554,7 @@ unsafe impl Send for Late {}
 impl Dropped for Late {
     fn is_deserted(&self) -> bool {
         // SAFETY: freed when this is dropped, and no sooner.
-        unsafe { self.0.as_ref() }.occupancy.is_deserted()
+        unsafe { self.0.as_ref() }.occupancy.is_deserted(Faults::NONE)
     }
 }
 

@@ -6,6 +6,8 @@
 //! VM authors can hold their own code against it: run a foreign library through [`TestVm`] with [`Guard::Nothing`] and see
 //! which argument goes stale; or walk the frames of their own VM in a copy of [`vm`]'s scanner.
 //!
+//! Under `--cfg loom` there is a second kit, `testkit::model`: what it takes to explore every schedule of a host of your own. See [`guide::models`](crate::guide::models).
+//!
 //! # The founding fault, switched on
 //!
 //! The frames of this VM have two pcs for each foreign call. At *X*, the call site, which the record names, the arguments are live; at
@@ -56,6 +58,8 @@
 pub mod bytecode;
 pub mod heap;
 pub mod interpreter;
+#[cfg(loom)]
+pub mod model;
 pub mod stack;
 pub mod vm;
 
