@@ -1,6 +1,6 @@
 //! The guide: what the API documentation of single items does not tell.
 //!
-//! Read [`start`] first. Then what your VM needs: [`references`], [`errors`], [`jumps`], [`threads`], `dynamic` (with the feature `libffi`), [`checked`], `audit` and `explore` (with the features of those names); and [`models`] to explore your own locks and buffers over the crate's protocol. When something went wrong, look it up in [`misuse`].
+//! Read [`start`] first. Then what your VM needs: [`references`], [`errors`], [`jumps`], [`threads`], `dynamic` (with the feature `libffi`), [`checked`], `audit` and `explore` (with the features of those names); and [`models`] to explore your own locks and buffers over the crate's protocol. What went wrong in other runtimes, and what finds it, is in [`museum`]. When something went wrong in yours, look it up in [`misuse`].
 
 #[doc = include_str!("guide/start.md")]
 pub mod start {}
@@ -26,6 +26,9 @@ pub mod errors {}
 
 #[doc = include_str!("guide/threads.md")]
 pub mod threads {}
+
+#[doc = include_str!("guide/museum.md")]
+pub mod museum {}
 
 #[cfg(all(feature = "explore", not(loom)))]
 #[doc = include_str!("guide/explore.md")]

@@ -583,6 +583,29 @@ fn the_tables_of_misuse_leave_nothing_out() {
     assert_none("not in the tables of misuse", &missing);
 }
 
+/// Each exhibit has its row, and each row its test.
+#[test]
+fn the_museums_table_is_the_museum() {
+    let (table, rooms) = (read("src/guide/museum.md"), read("tests/museum/rows.rs"));
+    let exhibits: Vec<_> = rooms
+        .lines()
+        .zip(rooms.lines().skip(1))
+        .filter(|(attribute, _)| *attribute == "#[test]")
+        .filter_map(|(_, line)| line.strip_prefix("fn ")?.strip_suffix("() {"))
+        .collect();
+    assert!(exhibits.len() > 10, "{exhibits:?}");
+    let rows: Vec<_> = table
+        .lines()
+        .filter(|line| line.starts_with("| ") && line.ends_with("` |"))
+        .filter_map(|row| code_spans(row).last().map(|test| (*test).to_owned()))
+        .collect();
+    let (mut exhibits, mut rows): (Vec<String>, _) =
+        (exhibits.into_iter().map(str::to_owned).collect(), rows);
+    exhibits.sort_unstable();
+    rows.sort_unstable();
+    assert_eq!(exhibits, rows);
+}
+
 /// A figure is measured once, and copied.
 #[test]
 fn the_figures_of_the_guide_are_those_of_the_benchmarks() {
