@@ -24,7 +24,11 @@ fn callback<F: FaultSet>(mutator: &mut Mutator<TestVm<F>>, x: c_int) -> c_int {
     x
 }
 
-/// The explorer's verdict on `scenario`, with collections at every step and pair of steps. The hook is quiet: a scenario that fails panics.
+/// The explorer's verdict on `scenario`, with collections at every step and pair of steps.
+///
+/// # Errors
+///
+/// The schedule that failed.
 fn explore<F: FaultSet>(
     world: fn() -> World<TestVm<F>>,
     scenario: fn(&World<TestVm<F>>),
@@ -290,7 +294,8 @@ fn cve_2021_39216_is_refused_at_the_declaration() {
         let first = world.vm().heap().alloc(&[], b"argument 1");
         let second = convert(&mut mutator);
         let mut call = mutator.foreign_call();
-        (call.root(first), call.root(second));
+        call.root(first);
+        call.root(second);
     }
     fn handled(world: &World<TestVm>) {
         let mut mutator = world.attach().unwrap();
