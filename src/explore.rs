@@ -197,7 +197,7 @@ impl<'e, V: StackScanner> Explorer<'e, V> {
         self
     }
 
-    /// Explores: the scenario alone, then with each action at each step, then with each two at each pair of steps. Stops at the first failure.
+    /// Explores: the scenario alone, then with each action at each step, then with each two at each pair of steps, then with each action at every step of one run. Stops at the first failure.
     ///
     /// With `REENTRY_SCHEDULE` set to a schedule of this scenario, it runs that one alone.
     ///
@@ -320,7 +320,7 @@ impl<'e, V: StackScanner> Explorer<'e, V> {
         }
         if steps.len() <= self.all_pairs_up_to {
             for (first, steps) in &singles {
-                for second in self.arrivals_from(first.at, steps) {
+                for second in self.arrivals_from(first.at.unwrap_or(1), steps) {
                     let run = self.run(board, &[first.clone(), second], scenario)?;
                     explored.count(&run);
                     explored.pairs += 1;
@@ -331,13 +331,20 @@ impl<'e, V: StackScanner> Explorer<'e, V> {
             let mut random = Random(self.seed);
             for _ in 0..self.sampled_pairs {
                 let (first, steps) = &singles[random.below(singles.len())];
-                let at = first.at + random.below(steps.len() + 1 - first.at);
+                let from = first.at.unwrap_or(1);
+                let at = from + random.below(steps.len() + 1 - from);
                 let seconds: Vec<_> = self.arrivals_at(at, steps[at - 1]).collect();
                 let second = seconds[random.below(seconds.len())].clone();
                 let run = self.run(board, &[first.clone(), second], scenario)?;
                 explored.count(&run);
                 explored.pairs += 1;
             }
+        }
+        // Last: a schedule with fewer stops tells more.
+        for action in &self.actions {
+            let everywhere =
+                Arrival { action: action.name.clone(), at: None, when: When::AtOnce, step: None };
+            explored.count(&self.run(board, &[everywhere], scenario)?);
         }
         Ok(explored)
     }
@@ -352,7 +359,7 @@ impl<'e, V: StackScanner> Explorer<'e, V> {
         self.actions.iter().flat_map(move |action| {
             action.whens(step).iter().map(move |&when| Arrival {
                 action: action.name.clone(),
-                at,
+                at: Some(at),
                 when,
                 step: Some(step),
             })
@@ -497,7 +504,7 @@ impl fmt::Display for ScheduleFailed {
         writeln!(f, "  run it again with REENTRY_SCHEDULE=\"{}\"", self.schedule)?;
         write!(f, "  the steps it took:")?;
         for (index, step) in self.steps.iter().enumerate() {
-            let arrivals = self.schedule.arrivals.iter().filter(|arrival| arrival.at == index + 1);
+            let arrivals = self.schedule.arrivals.iter().filter(|arrival| arrival.at == Some(index + 1));
             write!(f, "\n  {:>4} {step}", index + 1)?;
             for arrival in arrivals {
                 let when = match arrival.when {

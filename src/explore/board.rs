@@ -330,6 +330,7 @@ impl<'b, V: StackScanner> Explored<'b, V> {
         &self,
         mut seats: MutexGuard<'s, Seats<V>>,
         arrival: &Arrival,
+        number: usize,
         step: Step,
     ) -> MutexGuard<'s, Seats<V>>
     where
@@ -337,8 +338,7 @@ impl<'b, V: StackScanner> Explored<'b, V> {
     {
         if let Some(expected) = arrival.step.filter(|&expected| expected != step) {
             self.strayed.set(Some(format!(
-                "step {} is {step}, and the schedule says {expected}: the scenario has changed, or is not the same each time",
-                arrival.at
+                "step {number} is {step}, and the schedule says {expected}: the scenario has changed, or is not the same each time"
             )));
             return seats;
         }
@@ -346,7 +346,12 @@ impl<'b, V: StackScanner> Explored<'b, V> {
             seats.failure.get_or_insert_with(|| format!("there is no action `{}`", arrival.action));
             return seats;
         };
-        let Some(index) = seats.seats.iter().position(|&seat| seat == Seat::Free) else { return seats };
+        let free = |&seat: &Seat| seat == Seat::Free || (arrival.at.is_none() && seat == Seat::Done);
+        // A stop at each of those would have the thread wait for ever.
+        if arrival.at.is_none() && (seats.is_busy() || step == Step::WaitRetracted) {
+            return seats;
+        }
+        let Some(index) = seats.seats.iter().position(free) else { return seats };
         let published = step.stance() == Stance::Published && !self.stopping.get() && !seats.is_held();
         seats.seats[index] = Seat::Ordered { action, when: arrival.when };
         self.board.changed.notify_all();
@@ -387,8 +392,8 @@ impl<V: StackScanner> Probe for Explored<'_, V> {
             });
             self.board.let_go(&mut seats);
         }
-        for arrival in self.arrivals.iter().filter(|arrival| arrival.at == number) {
-            seats = self.arrives(seats, arrival, step);
+        for arrival in self.arrivals.iter().filter(|arrival| arrival.at.is_none_or(|at| at == number)) {
+            seats = self.arrives(seats, arrival, number, step);
         }
     }
 

@@ -19,15 +19,16 @@ pub enum When {
 pub struct Arrival {
     /// The name of the action.
     pub action: String,
-    /// Which step: the first is 1.
-    pub at: usize,
+    /// Which step, the first being 1; `None` for every step at which nothing is under way (but the last of a wait, [`Step::WaitRetracted`], where it would be waited for again and again).
+    pub at: Option<usize>,
     /// When it takes place.
     pub when: When,
     /// What the step was when the schedule was written down; a replay checks it.
     pub step: Option<Step>,
 }
 
-/// What arrives where in one run of a scenario: at most two actions. `name: action@7:call-published, action@12+:call-returning` in text; the plus says [`When::WhenItWaits`], and the name of a step may be left out.
+/// What arrives where in one run of a scenario: at most two actions. `name: action@7:call-published, action@12+:call-returning` in text; the plus says [`When::WhenItWaits`], and the name of a step may be
+/// left out. `name: action@every` has it arrive at every step.
 ///
 /// # Examples
 ///
@@ -57,7 +58,9 @@ pub enum ScheduleError {
     #[error("`{0}` names no scenario; a schedule looks like `name: action@7:call-published, action@12+`")]
     NoScenario(String),
     /// An arrival has no `@`, or no number after it.
-    #[error("`{0}` is no arrival; one looks like `action@7`, `action@7+` or `action@7:call-published`")]
+    #[error(
+        "`{0}` is no arrival; one looks like `action@7`, `action@7+`, `action@7:call-published` or `action@every`"
+    )]
     NoArrival(String),
     /// There is no such step.
     #[error("`{0}` is no step of a crossing; see `Step::ALL`")]
@@ -69,7 +72,10 @@ pub enum ScheduleError {
 
 impl fmt::Display for Arrival {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}@{}", self.action, self.at)?;
+        match self.at {
+            Some(at) => write!(f, "{}@{at}", self.action)?,
+            None => write!(f, "{}@every", self.action)?,
+        }
         if self.when == When::WhenItWaits {
             f.write_str("+")?;
         }
@@ -107,7 +113,10 @@ impl FromStr for Arrival {
             Some(number) => (number, When::WhenItWaits),
             None => (number.trim(), When::AtOnce),
         };
-        let at = number.parse().ok().filter(|&at| at > 0).ok_or_else(wrong)?;
+        let at = match number {
+            "every" => None,
+            number => Some(number.parse().ok().filter(|&at| at > 0).ok_or_else(wrong)?),
+        };
         Ok(Self { action: action.to_owned(), at, when, step })
     }
 }

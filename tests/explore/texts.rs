@@ -47,9 +47,34 @@ fn every_single_step_and_every_pair_is_run_and_counted() {
     let steps = explored.steps().len();
     assert_eq!(explored.singles(), steps);
     assert_eq!(explored.pairs(), steps * (steps + 1) / 2);
-    assert_eq!(explored.reached()[&Step::CallPrepared], 1 + explored.singles() + explored.pairs());
+    assert_eq!(explored.reached()[&Step::CallPrepared], 2 + explored.singles() + explored.pairs());
     let text = explored.to_string();
     assert!(text.contains("call-prepared") && text.contains("repair-begun           not reached"), "{text}");
+}
+
+/// Collection at every crossing, the stress mode of other systems: one schedule of this one.
+#[test]
+fn an_action_that_arrives_at_every_step_takes_place_between_any_two() {
+    let explorer = Explorer::new("every", world).pausing("collect", |stopped| stopped.vm().collect(stopped));
+    let totals = core::cell::Cell::new(0);
+    let steps = explorer.replay(&"every: collect@every".parse().unwrap(), |world| {
+        call_once(world);
+        totals.set(world.vm().totals().0);
+    });
+    let published = steps.unwrap().into_iter().filter(|step| {
+        use Step::*;
+        matches!(
+            step,
+            Attaching
+                | CallPublished
+                | UpcallArrived
+                | UpcallReturned
+                | CallReturning
+                | DetachPublished
+                | Detached
+        )
+    });
+    assert!(totals.get() >= published.count() as u64, "{}", totals.get());
 }
 
 #[test]
@@ -149,11 +174,18 @@ fn schedules_are_text_and_back() {
     let schedule = Schedule {
         scenario: "a name".into(),
         arrivals: vec![
-            Arrival { action: "collect".into(), at: 7, when: When::AtOnce, step: Some(Step::CallPublished) },
-            Arrival { action: "look".into(), at: 12, when: When::WhenItWaits, step: None },
+            Arrival {
+                action: "collect".into(),
+                at: Some(7),
+                when: When::AtOnce,
+                step: Some(Step::CallPublished),
+            },
+            Arrival { action: "look".into(), at: Some(12), when: When::WhenItWaits, step: None },
         ],
     };
     assert_eq!(schedule.to_string().parse(), Ok(schedule));
+    let every: Schedule = "a: collect@every".parse().unwrap();
+    assert_eq!((every.arrivals[0].at, &*every.to_string()), (None, "a: collect@every"));
     for (text, error) in [
         ("nothing", ScheduleError::NoScenario("nothing".into())),
         ("a: collect", ScheduleError::NoArrival("collect".into())),
