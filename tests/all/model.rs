@@ -4,7 +4,7 @@
 mod nestings;
 
 use nestings::machine::{self, Tally};
-use nestings::program::{Foreign, Op, Pick, Plan};
+use nestings::program::{self, Foreign, Op, Pick, Plan};
 use proptest::prelude::{Strategy, any};
 use proptest::test_runner::{Config, RngAlgorithm, TestCaseError, TestRng, TestRunner};
 use reentry::FenceStrategy;
@@ -16,6 +16,28 @@ use std::sync::Mutex;
 const CASES: u64 = if cfg!(debug_assertions) { 600 } else { 3000 };
 const SEED: u64 = 17785;
 
+/// What programs are to be made of, as the machine counts it.
+const EACH: [&str; 18] = [
+    "collection",
+    "early release",
+    "fiber refused",
+    "fiber resumed",
+    "hand-over",
+    "jump",
+    "jump on a fiber",
+    "jump over several upcalls",
+    "leaked call",
+    "move refused",
+    "panic",
+    "release refused",
+    "scope",
+    "second panic",
+    "stack moved",
+    "switch of threads",
+    "upcall",
+    "upcall on a fiber",
+];
+
 fn number(variable: &str, otherwise: u64) -> u64 {
     std::env::var(variable).map_or(otherwise, |text| text.parse().unwrap())
 }
@@ -24,7 +46,7 @@ fn number(variable: &str, otherwise: u64) -> u64 {
 ///
 /// # Errors
 ///
-/// The first disagreement, and the smallest program that shown it.
+/// The first disagreement, and the smallest program that shows it.
 fn explore<F: FaultSet>(cases: u64, change: fn(Op) -> Op) -> Result<Tally, String> {
     let seed = number("MODEL_SEED", SEED);
     let mut bytes = [0; 32];
@@ -50,29 +72,27 @@ fn a_collector_finds_what_the_model_says_whatever_is_nested_in_what() {
     let cases = number("MODEL_CASES", CASES);
     let tally = explore::<Correct>(cases, |op| op).unwrap_or_else(|error| panic!("{error}"));
     // The programs are about something.
-    let each = [
-        "collection",
-        "early release",
-        "fiber refused",
-        "fiber resumed",
-        "hand-over",
-        "jump",
-        "jump on a fiber",
-        "jump over several upcalls",
-        "leaked call",
-        "move refused",
-        "panic",
-        "release refused",
-        "scope",
-        "second panic",
-        "stack moved",
-        "switch of threads",
-        "upcall",
-        "upcall on a fiber",
-    ];
-    for what in each {
+    for what in EACH {
         assert!(tally.get(what).is_some_and(|&count| count as u64 * 100 >= cases), "{what}: {tally:?}");
     }
+}
+
+/// The fuzzer begins with these, and they have a bit of everything.
+#[test]
+fn the_seeds_of_the_fuzzer_agree_with_the_model() {
+    let mut tally = Tally::new();
+    let mut seeds = 0;
+    for entry in std::fs::read_dir("fuzz/corpus/nestings").unwrap() {
+        let path = entry.unwrap().path();
+        if path.file_name().unwrap().to_str().unwrap().starts_with("seed-") {
+            let ops = program::decode(&std::fs::read(&path).unwrap());
+            let outcome = machine::run::<Correct>(ops, FenceStrategy::Symmetric);
+            let happened = outcome.unwrap_or_else(|why| panic!("{}: {why}", path.display()));
+            happened.into_iter().for_each(|(what, count)| *tally.entry(what).or_default() += count);
+            seeds += 1;
+        }
+    }
+    assert!(seeds >= 8 && EACH.iter().all(|what| tally.contains_key(what)), "{seeds} seeds: {tally:?}");
 }
 
 /// The disagreement that a world without a protection leads to.
