@@ -29,7 +29,7 @@ use crate::faults::Faults;
 use crate::home::home;
 use crate::mutator::{Mutator, MutatorParts};
 use crate::pause::Shared;
-use crate::record::{Header, Ownership};
+use crate::record::Ownership;
 use crate::registry::{AttachError, Unreleased};
 use crate::state::{Event, State};
 use crate::thread::{Innermost, Record, innermost, is_mine, keep_world};

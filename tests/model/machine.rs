@@ -1,26 +1,25 @@
 //! Runs a program on the crate, and tells the model.
 
-use super::look::{self, address};
-use super::model::{Agent, Declared, Doing, Model, Name, Said};
+use super::look;
+use super::model::{Declared, Doing, Model, Name, Said};
 use super::program::{Foreign, Op, Pick, Places, Plan};
-use crate::strand::{Strand, switch_back};
 use core::ffi::{c_int, c_void};
 use core::mem::ManuallyDrop;
 use core::panic::AssertUnwindSafe;
 use core::ptr::{self, NonNull};
 use reentry::testkit::bytecode::Program;
 use reentry::testkit::{FaultSet, Ref, TestVm};
-use reentry::{
-    Anchor, FenceStrategy, Fiber, FiberError, ForeignCall, Handle, Mutator, PinId, Pinner, ReleaseToken,
-    Root, StackEnd, StoppedWorld, WeakHandle, World, upcall_fn,
-};
+use reentry::{Anchor, FenceStrategy, ForeignCall, Mutator, Root, StoppedWorld, World, upcall_fn};
 use reentry_foreign::{
     foreign_call_back_last, foreign_jump, foreign_land, foreign_land_and_call, foreign_land_many,
 };
+pub(super) use state::State;
+pub(crate) use state::Tally;
+use state::move_stack;
 use std::collections::BTreeMap;
 use std::panic::{catch_unwind, resume_unwind};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread::{self, JoinHandle};
+use std::thread;
 
 /// How many threads have mutators, the first included.
 const THREADS: usize = 3;
@@ -34,171 +33,6 @@ const ARENA: usize = 160;
 
 /// The payload of the panics that programs ask for.
 struct Asked;
-
-/// What an agent has besides its mutator.
-struct Body {
-    arena: NonNull<[u64; ARENA]>,
-    /// Its first jump point, and how deep it may nest.
-    point: usize,
-    depth: usize,
-}
-
-impl Body {
-    fn new(point: usize, depth: usize) -> Self {
-        let arena = NonNull::from(Box::leak(Box::new([0; ARENA])));
-        arena.as_ptr().expose_provenance();
-        Self { arena, point, depth }
-    }
-
-    fn word(&self, word: usize) -> *mut u64 {
-        assert!(word < ARENA);
-        self.arena.as_ptr().cast::<u64>().wrapping_add(word)
-    }
-
-    /// Moves what a stack holds, keeping the words at one end.
-    fn copy(&self, old: &core::ops::Range<usize>, new: &core::ops::Range<usize>, high: bool) {
-        let words = old.len().min(new.len());
-        let (from, to) = if high { (old.end - words, new.end - words) } else { (old.start, new.start) };
-        // SAFETY: both ranges lie within the arena, whose words are plain numbers. No reference to them lives.
-        unsafe { ptr::copy(self.word(from), self.word(to), words) };
-    }
-}
-
-impl Drop for Body {
-    fn drop(&mut self) {
-        // SAFETY: made of a box by `new`, and the agent is gone.
-        drop(unsafe { Box::from_raw(self.arena.as_ptr()) });
-    }
-}
-
-/// How often each thing has happened that a program is to be made of.
-pub(crate) type Tally = BTreeMap<&'static str, usize>;
-
-/// What the machine knows, all of it under one lock. Only one agent runs at a time.
-pub(super) struct State<F: FaultSet> {
-    ops: std::vec::IntoIter<Op>,
-    pub(super) model: Model,
-    /// Where each object is, as the last collection has left it.
-    pub(super) refs: BTreeMap<Name, Ref>,
-    /// By agent, as the model's.
-    bodies: Vec<Option<Body>>,
-    strands: Vec<Option<Strand<TestVm<F>>>>,
-    fibers: Vec<Option<Arc<Fiber<TestVm<F>>>>>,
-    running: usize,
-    /// The arguments of the next call.
-    prepared: Vec<(Plan, Pick)>,
-    /// How many have ever been declared.
-    declared: usize,
-    tokens: Vec<(usize, ReleaseToken)>,
-    handles: Vec<Handle<Ref>>,
-    weak: Vec<WeakHandle<Ref>>,
-    pinner: Pinner<Ref>,
-    pins: Vec<PinId>,
-    threads: [Option<JoinHandle<()>>; THREADS],
-    steps: usize,
-    tally: Tally,
-    /// The first disagreement.
-    failed: Option<String>,
-}
-
-impl<F: FaultSet> State<F> {
-    fn fail(&mut self, why: String) {
-        let steps = self.steps;
-        self.failed.get_or_insert_with(|| format!("at operation {steps}: {why}"));
-    }
-
-    fn count(&mut self, what: &'static str) {
-        *self.tally.entry(what).or_default() += 1;
-    }
-
-    fn agent(&mut self) -> &mut Agent {
-        self.model.agent(self.running)
-    }
-
-    fn body(&self, agent: usize) -> &Body {
-        self.bodies[agent].as_ref().expect("the agent is there")
-    }
-
-    pub(super) fn word(&self, agent: usize, word: usize) -> usize {
-        self.body(agent).word(word).addr()
-    }
-
-    /// The thread that runs now.
-    fn thread(&mut self) -> usize {
-        self.agent().thread.expect("it runs")
-    }
-
-    /// The words of the running agent's stack that an anchor points to.
-    fn saved(&mut self, at: Places) -> Option<[usize; 2]> {
-        let stack = self.agent().stack.clone()?;
-        at.map(|(sp, fp)| [sp, fp].map(|place| stack.start + usize::from(place) % (stack.len() + 1)))
-    }
-
-    fn anchor(&self, saved: Option<[usize; 2]>) -> Option<Anchor> {
-        let [sp, fp] = saved?;
-        Some(Anchor::new(0, self.word(self.running, sp), self.word(self.running, fp)))
-    }
-
-    /// Finds an object, or makes it.
-    fn object(&mut self, vm: &TestVm<F>, pick: Pick) -> (Name, Ref) {
-        let old = |number: u8| {
-            let count = self.model.objects.len();
-            self.model.objects.iter().copied().nth(usize::from(number) % count.max(1))
-        };
-        let refers = match pick {
-            Pick::New => None,
-            Pick::NewReferringTo(number) => old(number),
-            Pick::Old(number) => match old(number) {
-                Some(name) => return (name, self.refs[&name]),
-                None => None,
-            },
-        };
-        let fields: Vec<Ref> = refers.iter().map(|name| self.refs[name]).collect();
-        let name = self.model.allocate(refers);
-        let reference = vm.heap().alloc(&fields, &name.to_le_bytes());
-        self.refs.insert(name, reference);
-        (name, reference)
-    }
-
-    /// A word of the running agent's stack that no argument stands in.
-    fn free_word(&mut self, also: &[(Declared, Ref)]) -> Option<usize> {
-        let agent = self.agent();
-        let taken = |word: &usize| {
-            let declared = agent.in_force().chain(also.iter().map(|(declared, _)| declared));
-            declared.filter(|declared| declared.plan == Plan::InPlace).any(|declared| declared.word == *word)
-        };
-        agent.stack.clone()?.find(|word| !taken(word))
-    }
-
-    /// A new agent, whose stack is declared.
-    fn add(&mut self, agent: Agent, body: Body) -> usize {
-        let number = self.model.agents.len();
-        self.model.agents.push(Some(agent));
-        self.bodies.push(Some(body));
-        self.strands.push(None);
-        self.fibers.push(None);
-        number
-    }
-
-    /// The agent is gone.
-    fn remove(&mut self, agent: usize) {
-        self.model.agents[agent] = None;
-        self.bodies[agent] = None;
-        self.fibers[agent] = None;
-    }
-
-    fn report_jump(&mut self, depth: usize) {
-        let line = self.agent().frames[depth].line;
-        let (activations, errors) = self.agent().jump(depth);
-        let fiber = self.agent().fiber;
-        self.count(if fiber { "jump on a fiber" } else { "jump" });
-        if activations > 1 {
-            self.count("jump over several upcalls");
-        }
-        self.model.reports.push(Said::Skipped { activations, line: Some(line) });
-        self.model.reports.extend((0..errors).map(|_| Said::Superseded));
-    }
-}
 
 /// A program on its way.
 pub(crate) struct Machine<F: FaultSet> {
@@ -310,6 +144,9 @@ macro_rules! cross_at {
         }
     }};
 }
+
+mod agents;
+mod state;
 
 impl<F: FaultSet> Machine<F> {
     fn state(&self) -> MutexGuard<'_, State<F>> {
@@ -437,8 +274,8 @@ impl<F: FaultSet> Machine<F> {
                 }
             }
             Op::Release(number) => {
-                let Some(index) = index(number, state.tokens.len()) else { return };
-                let (number, token) = state.tokens[index];
+                let Some(back) = index(number, state.tokens.len().min(8)) else { return };
+                let (number, token) = state.tokens[state.tokens.len() - 1 - back];
                 let (found, expected) = (mutator.release_argument(token), state.agent().release(number));
                 state.count(if expected { "early release" } else { "release refused" });
                 if found.is_ok() != expected {
@@ -792,211 +629,6 @@ impl<F: FaultSet> Machine<F> {
         }
     }
 
-    /// The agent is attached, and runs: declares its stack.
-    fn begin(&self, mutator: &mut Mutator<TestVm<F>>, agent: usize) {
-        let declared = {
-            let state = &mut *self.state();
-            state.running = agent;
-            let stack = 4..36;
-            state.agent().stack = Some(stack.clone());
-            state.word(agent, stack.start)..state.word(agent, stack.end)
-        };
-        mutator.declare_stack(declared).expect("it is the only one");
-        self.compare(mutator, None, false);
-    }
-
-    fn make_fiber(&self) {
-        let (agent, id);
-        {
-            let state = &mut *self.state();
-            let mut free = (0..FIBERS).map(|slot| DEPTH + slot * (FIBER_DEPTH - 1)).filter(|point| {
-                // Its oldest activation calls nobody, so its points begin one lower.
-                !state.bodies.iter().flatten().any(|body| body.point + 1 == *point)
-            });
-            let Some(point) = free.next() else { return };
-            agent = state.add(Agent::new(0, None), Body::new(point - 1, FIBER_DEPTH));
-        }
-        let shared = Shared(ptr::from_ref(self));
-        let strand = Strand::new(&self.world, move |mutator: &mut Mutator<TestVm<F>>| {
-            let machine = shared.get();
-            machine.state().model.agent(agent).first_activation();
-            machine.begin(mutator, agent);
-            machine.run(mutator, true);
-            machine.state().agent().upcall_over();
-        });
-        id = strand.fiber.id();
-        let state = &mut *self.state();
-        state.model.agent(agent).id = id;
-        state.fibers[agent] = Some(Arc::clone(&strand.fiber));
-        state.strands[agent] = Some(strand);
-    }
-
-    /// Resumes the fiber that is `which` of all, or sees that it is refused.
-    fn resume(&self, mutator: &mut Mutator<TestVm<F>>, which: u8, at: Places) {
-        let fiber = {
-            let state = self.state();
-            let fibers: Vec<_> =
-                state.model.present().filter(|(_, agent)| agent.fiber).map(|(number, _)| number).collect();
-            if fibers.is_empty() {
-                return;
-            }
-            fibers[usize::from(which) % fibers.len()]
-        };
-        let (agent, thread, handle, expected) = {
-            let state = &mut *self.state();
-            let thread = state.thread();
-            let expected = match state.model.agent(fiber) {
-                Agent { thread: Some(_), .. } => Err(FiberError::Running),
-                Agent { bound: Some(bound), .. } if *bound != thread => Err(FiberError::Pinned),
-                _ => Ok(()),
-            };
-            (state.running, thread, state.fibers[fiber].clone().expect("it is there"), expected)
-        };
-        self.state().count(if expected.is_ok() { "fiber resumed" } else { "fiber refused" });
-        if let Err(expected) = expected {
-            let found = mutator.resume(&handle, || ());
-            if found != Err(expected) {
-                self.fail(format!("a fiber was resumed: {found:?}, not {expected:?}"));
-            }
-            return;
-        }
-        let (anchor, mut strand) = {
-            let state = &mut *self.state();
-            let saved = state.saved(at);
-            let anchor = state.anchor(saved);
-            let top = state.agent().top();
-            (top.doing, top.saved) = (Doing::Resuming, saved);
-            let resumed = state.model.agent(fiber);
-            (resumed.thread, resumed.bound) = (Some(thread), None);
-            (anchor, state.strands[fiber].take().expect("it does not run"))
-        };
-        let switch = || {
-            self.state().running = fiber;
-            strand.switch()
-        };
-        let ended = cross_at!(self, anchor, mutator.resume_at or resume(&handle, switch));
-        drop(handle);
-        let ended = ended.expect("it was suspended");
-        let gone = {
-            let state = &mut *self.state();
-            state.running = agent;
-            let top = state.agent().top();
-            (top.doing, top.saved) = (Doing::Running, None);
-            let resumed = state.model.agent(fiber);
-            resumed.thread = None;
-            resumed.bound = (resumed.frames.len() > 2).then_some(thread);
-            if ended {
-                state.remove(fiber);
-                Some(strand)
-            } else {
-                state.strands[fiber] = Some(strand);
-                None
-            }
-        };
-        drop(gone);
-    }
-
-    /// Puts the fiber that runs down.
-    fn suspend(&self, mutator: &mut Mutator<TestVm<F>>, at: Places) {
-        let anchor = {
-            let state = &mut *self.state();
-            if !state.agent().fiber {
-                return;
-            }
-            let saved = state.saved(at);
-            let top = state.agent().top();
-            (top.doing, top.saved) = (Doing::Suspended, saved);
-            state.anchor(saved)
-        };
-        let back = cross_at!(self, anchor, mutator.suspend_at or suspend(switch_back));
-        back.expect("it is a fiber");
-        let state = &mut *self.state();
-        let top = state.agent().top();
-        (top.doing, top.saved) = (Doing::Running, None);
-    }
-
-    fn give_turn(&self, to: usize) {
-        *lock(&self.turn) = to;
-        self.turned.notify_all();
-    }
-
-    fn wait_for_turn(&self, thread: usize) {
-        let mut turn = lock(&self.turn);
-        while *turn != thread {
-            turn = self.turned.wait(turn).unwrap_or_else(PoisonError::into_inner);
-        }
-    }
-
-    /// Makes the thread if it is not there.
-    fn see_to_thread(&self, thread: usize) {
-        let shared = Shared(ptr::from_ref(self));
-        let mut state = self.state();
-        state.count("switch of threads");
-        if thread > 0 && state.threads[thread].as_ref().is_none_or(JoinHandle::is_finished) {
-            state.threads[thread] = Some(thread::spawn(move || shared.get().other(thread)));
-        }
-    }
-
-    /// What another thread does from beginning to end.
-    fn other(&self, thread: usize) {
-        self.wait_for_turn(thread);
-        let outcome = catch_unwind(AssertUnwindSafe(|| self.attached(thread)));
-        if outcome.is_err() {
-            self.fail("another thread panicked");
-        }
-        let gone = self.state().threads[thread].take();
-        self.give_turn(0);
-        drop(gone);
-    }
-
-    /// Attaches the thread, and detaches it when it has run.
-    fn attached(&self, thread: usize) {
-        let mut mutator = self.world.attach().expect("the world is open");
-        let agent = self.state().add(Agent::new(mutator.id(), Some(thread)), Body::new(0, DEPTH));
-        self.begin(&mut mutator, agent);
-        self.run(&mut mutator, thread > 0);
-        if thread == 0 {
-            self.see_others_off(&mut mutator);
-        }
-        self.see_fibers_off(&mut mutator, thread);
-        if thread == 0 {
-            self.let_go(&mut mutator);
-        }
-        {
-            let state = &mut *self.state();
-            let (count, mutator) = (state.agent().top().declared.len(), state.agent().id);
-            if count > 0 {
-                state.model.reports.push(Said::ArgumentsLeaked { mutator, count });
-            }
-        }
-        drop(mutator);
-        self.state().remove(agent);
-    }
-
-    /// Lets the other threads run until they have ended.
-    fn see_others_off(&self, mutator: &mut Mutator<TestVm<F>>) {
-        for thread in 1..THREADS {
-            while self.state().threads[thread].is_some() {
-                self.call(mutator, Foreign::Switch(thread as u8), None, true, false);
-            }
-        }
-    }
-
-    /// Resumes fibers until they have ended: those bound to the thread, and at the end of all the others too.
-    fn see_fibers_off(&self, mutator: &mut Mutator<TestVm<F>>, thread: usize) {
-        loop {
-            let which = {
-                let state = self.state();
-                let fibers = state.model.present().filter(|(_, agent)| agent.fiber);
-                let which =
-                    fibers.enumerate().find(|(_, (_, fiber))| thread == 0 || fiber.bound == Some(thread));
-                which.map(|(which, _)| which)
-            };
-            let Some(which) = which else { return };
-            self.resume(mutator, which as u8, None);
-        }
-    }
-
     /// Gives back what outlives calls.
     fn let_go(&self, mutator: &mut Mutator<TestVm<F>>) {
         {
@@ -1020,26 +652,4 @@ impl<F: FaultSet> Machine<F> {
             self.fail(format!("stale references were written through: {stale:?}"));
         }
     }
-}
-
-/// A move of a stack: the old addresses, the new ones, the end that keeps its place, and how many saved words change if none is left outside.
-type Move = (core::ops::Range<usize>, core::ops::Range<usize>, StackEnd, Option<usize>);
-
-/// Moves the words of an agent's stack, if every saved word has a place in the new one.
-fn move_stack<F: FaultSet>(
-    state: &mut State<F>,
-    agent: usize,
-    (start, words, high): (u8, u8, bool),
-    stopped: bool,
-) -> Option<Move> {
-    let old = state.model.agent(agent).stack.clone()?;
-    let start = 1 + usize::from(start) % (ARENA - 42);
-    let new = start..start + 1 + usize::from(words) % 40;
-    let expected = state.model.agent(agent).relocate(new.clone(), high, stopped);
-    state.count(if expected.is_some() { "stack moved" } else { "move refused" });
-    if expected.is_some() {
-        state.body(agent).copy(&old, &new, high);
-    }
-    let end = if high { StackEnd::High } else { StackEnd::Low };
-    Some((address(state, agent, &old), address(state, agent, &new), end, expected))
 }

@@ -86,7 +86,7 @@ pub(crate) enum Op {
         pinned: bool,
         object: Pick,
     },
-    /// Ends an argument early.
+    /// Ends an argument early: one of the last eight that could be, counted from the newest.
     Release(u8),
     NewHandle(Pick),
     DropHandle(u8),
@@ -129,7 +129,7 @@ fn pick(byte: u8) -> Pick {
 }
 
 fn places(byte: u8) -> Places {
-    (byte % 4 != 0).then_some((byte / 4, byte % 16))
+    (!byte.is_multiple_of(4)).then_some((byte / 4, byte % 16))
 }
 
 /// Mostly one; sometimes more than a group of the root stack holds, or than one of its chunks.
@@ -165,7 +165,7 @@ impl Op {
                     4 | 5 => Foreign::LandAndCall,
                     _ => Foreign::LandTwice,
                 };
-                Self::Call { foreign, at: places(b), catches: c % 2 == 0, leaks: c % 8 == 7 }
+                Self::Call { foreign, at: places(b), catches: c.is_multiple_of(2), leaks: c % 8 == 7 }
             }
             14 => {
                 let foreign = match a % 8 {
@@ -180,16 +180,16 @@ impl Op {
             }
             17..21 => Self::Return,
             21 => Self::Panic,
-            22 | 23 => Self::Jump { to: a, in_call: b % 2 == 0 },
+            22 | 23 => Self::Jump { to: a, in_call: b.is_multiple_of(2) },
             24 | 25 => Self::Collect { at: places(a) },
             26 => Self::Scope { object: pick(a), times: times(b) },
             27 => Self::HandOver { pinned: a % 2 == 1, object: pick(b) },
-            28 => Self::Release(a),
-            29 if a % 2 == 0 => Self::NewHandle(pick(b)),
+            28 | 39 => Self::Release(a),
+            29 if a.is_multiple_of(2) => Self::NewHandle(pick(b)),
             29 => Self::DropHandle(b),
-            30 if a % 2 == 0 => Self::NewWeak(pick(b)),
+            30 if a.is_multiple_of(2) => Self::NewWeak(pick(b)),
             30 => Self::DropWeak(b),
-            31 if a % 2 == 0 => Self::PinFor { transitively: a % 4 == 2, object: pick(b) },
+            31 if a.is_multiple_of(2) => Self::PinFor { transitively: a % 4 == 2, object: pick(b) },
             31 => Self::Unpin(b),
             32 | 33 => Self::Move { start: a, words: b, high: c % 2 == 1 },
             34 => Self::MoveStopped { whose: c / 2, start: a, words: b, high: c % 2 == 1 },
