@@ -13,7 +13,7 @@ use reentry::testkit::{Correct, FaultSet};
 use std::sync::Mutex;
 
 /// How many programs, and from which seed, unless `MODEL_CASES` and `MODEL_SEED` say otherwise.
-const CASES: u64 = if cfg!(debug_assertions) { 800 } else { 3000 };
+const CASES: u64 = if cfg!(debug_assertions) { 500 } else { 3000 };
 const SEED: u64 = 17785;
 
 /// What programs are to be made of, as the machine counts it.
