@@ -10,7 +10,7 @@ impl<'m, V: StackScanner> ForeignCall<'m, V> {
     /// Roots `reference` by value until an upcall [releases](crate::Mutator::release_argument) it, or else until the call is dropped: for an argument that C
     /// says it is done with long before it returns. The one exception to I2, made by whoever holds the token.
     ///
-    /// Costs a few words of call memory each time. The root of a call that is leaked ends with the next call of its activation that uses call memory.
+    /// Costs a few words of call memory each time. The root of a call that is leaked ends with the next call of its activation that uses call memory, or with the upcall it was made in.
     ///
     /// # Errors
     ///

@@ -29,12 +29,12 @@ use crate::faults::Faults;
 use crate::home::home;
 use crate::mutator::{Mutator, MutatorParts};
 use crate::pause::Shared;
-use crate::record::{Header, Ownership};
+use crate::record::Ownership;
 use crate::registry::{AttachError, Unreleased};
 use crate::state::{Event, State};
 use crate::steps::{Step, reached};
 use crate::thread::{Innermost, Record, innermost, is_mine, keep_world};
-use crate::transition::{come_in, describe, go_back_out, hook, repair_slow, wait_to_come_in};
+use crate::transition::{come_in, describe, go_back_out, hook, overtaken, repair_slow, wait_to_come_in};
 use crate::unwind::{self, Payload, Thrown};
 use crate::vm::{Capture, Crossing, ErrorPolicy, FrameKind, Report, Site, StackScanner, UpcallRefused};
 use core::any::type_name;
@@ -352,7 +352,7 @@ fn managed_part<V: StackScanner, R>(
     };
     // SAFETY: the record of an upcall always has an older one, which lives as long.
     let saved = unsafe { &*frame.older };
-    release(header, frame);
+    release::<V>(record, frame);
     if V::FAULTS.has(Faults::ROOTS_DROPPED_BY_UPCALL) {
         header.roots.release_to(saved.roots_base.get());
     }
@@ -369,12 +369,26 @@ fn managed_part<V: StackScanner, R>(
 
 /// Ends what an upcall has rooted.
 #[inline(always)]
-fn release(header: &Header, frame: &ForeignFrame) {
+fn release<V: StackScanner>(record: &Record<V>, frame: &ForeignFrame) {
+    let roots = &record.header.roots;
     let base = frame.roots_base.get();
     // Something is above only if a call was leaked. Comparing keeps the next call from waiting for this store.
-    if header.roots.mark() != base {
-        header.roots.release_to(base);
+    if roots.mark() != base {
+        roots.release_to(base);
     }
+    if frame.after.get() != 0 {
+        release_memory(vm_of::<V>(record), frame);
+    }
+}
+
+/// Ends what a leaked call of an upcall has in call memory: the record serves the next upcall of this depth, which must not find it again (I3).
+#[cold]
+#[inline(never)]
+fn release_memory<V: StackScanner>(vm: &V, frame: &ForeignFrame) {
+    hook(|| {
+        overtaken(vm, frame);
+        frame.finish_slow();
+    });
 }
 
 /// Runs the body of an upcall through which exceptions of foreign code pass: one that does leaves the upcall as its return would.
@@ -404,7 +418,7 @@ fn letting_exceptions_pass<V: StackScanner, R>(
                 Site(saved.site.get())
             ));
         }
-        release(&record.header, frame);
+        release::<V>(record, frame);
         go_back_out(vm_of::<V>(record), &record.header, saved);
         let report = Report::ActivationsSkipped { skipped: 1, call_site: saved.site.get() };
         hook(|| vm_of::<V>(record).report(&report));

@@ -1,8 +1,12 @@
-//! What the targets in `fuzz/` have found, each as the smallest case.
+//! What the targets in `fuzz/`, and the model in `tests/model`, have found, each as the smallest case.
 
-use reentry::World;
+use core::ffi::c_int;
+use core::mem::ManuallyDrop;
 use reentry::dynamic::{Abi, Closure, Function, Signature, Types, Value};
 use reentry::testkit::TestVm;
+use reentry::testkit::bytecode::Program;
+use reentry::{Mutator, World, upcall_fn};
+use reentry_foreign::foreign_call_back;
 
 /// The function alone would be called through registers, and what stands for `...` has no room there: the result is where libffi writes it.
 #[test]
@@ -100,4 +104,29 @@ fn a_typedef_of_an_array_makes_no_pointer_to_an_array() {
         );
     }
     assert_eq!(types.signature("void (const row, row)").unwrap().to_string(), "void (const int*, int*)");
+}
+
+/// A leaked call keeps what it declared until its upcall is over. Its call memory was kept longer: the next upcall of that depth has the same record, and reported a reference that a
+/// collection in between had left behind.
+#[test]
+fn what_a_call_leaked_in_an_upcall_holds_in_call_memory_ends_with_the_upcall() {
+    fn body(mutator: &mut Mutator<TestVm>, leaks: c_int) -> c_int {
+        if leaks > 0 {
+            let object = mutator.vm().heap().alloc(&[], b"leaked");
+            let mut call = mutator.foreign_call();
+            call.root_until_released(object).unwrap();
+            let _leaked = ManuallyDrop::new(call);
+        }
+        TestVm::collect_in(mutator).map_or(-1, |summary| summary.live as c_int)
+    }
+    let callback: extern "C" fn(c_int) -> c_int = upcall_fn(body);
+    let world = TestVm::builder(Program::new(Vec::new()).unwrap()).build_world();
+    let mut mutator = world.attach().unwrap();
+    let call_back = |mutator: &mut Mutator<TestVm>, leaks| {
+        // SAFETY: the callback takes what C gives it.
+        mutator.foreign_call().run(|| unsafe { foreign_call_back(callback, leaks) })
+    };
+    assert_eq!(call_back(&mut mutator, 1), 1, "a leak keeps its objects");
+    assert_eq!(TestVm::collect_in(&mut mutator).unwrap().live, 0);
+    assert_eq!(call_back(&mut mutator, 0), 0, "-1 is an undead root");
 }

@@ -30,6 +30,7 @@ mod leaving;
 mod lua;
 mod machine;
 mod misuse;
+mod model;
 mod nesting;
 mod pins;
 mod plain;
