@@ -390,7 +390,8 @@ impl<'b, V: StackScanner> ClosureBuilder<'b, V> {
         let cif = self.signature.prepared().cif();
         // libffi takes the lock of its stubs here too.
         // SAFETY: the stub is ours and new; the description lives as long as the signature, which the head holds, and the stub is freed before either.
-        let prepare = || unsafe { ffi_prep_closure_loc(stub, cif, Some(enter), whole.cast(), code.as_mut_ptr()) };
+        let prepare =
+            || unsafe { ffi_prep_closure_loc(stub, cif, Some(enter), whole.cast(), code.as_mut_ptr()) };
         let status = with_stubs(prepare);
         // `closure` ends what has been made.
         if status == ffi_status_FFI_OK { Ok(closure) } else { Err(ClosureError::NoExecutableMemory) }

@@ -361,7 +361,8 @@ impl Prepared {
             // SAFETY: a list of `count`.
             unsafe { *own.add(index) }
         }));
-        for (index, (ty, described)) in core::iter::once(result).chain(parameters).zip(described).enumerate() {
+        for (index, (ty, described)) in core::iter::once(result).chain(parameters).zip(described).enumerate()
+        {
             if index > 0 && ty.is_passed_by_address() {
                 continue;
             }
