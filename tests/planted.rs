@@ -69,7 +69,7 @@ fn writing_beside_a_pause(twin: Twin) {
     let mut mutator = world.attach().expect("a new world");
     let object = world.vm().heap().alloc(&[], &[1; 8]);
     let mut call = mutator.foreign_call();
-    drop(call.pin(object).expect("the test VM can pin"));
+    call.pin(object).expect("the test VM can pin");
     let bytes = reentry::Vm::bytes(world.vm(), object).expect("pinned");
     let (address, steps) = (bytes.as_ptr().cast::<c_void>(), AtomicU32::new(0));
     let shared = Bytes(address);
