@@ -11,7 +11,7 @@ use reentry::testkit::{FaultSet, Ref, TestVm};
 use reentry::{Early, FenceStrategy, Mutator, Stragglers, World, sample_thread, upcall_fn, upcall_fn_or};
 use reentry_foreign::{
     Callback, foreign_call_back, foreign_call_back_at_exit, foreign_call_back_elsewhere,
-    foreign_call_back_in_destructor, foreign_flood, foreign_threads,
+    foreign_call_back_in_destructor, foreign_flood, foreign_threads, foreign_uv, foreign_uv_end,
 };
 use std::collections::BTreeSet;
 use std::sync::Mutex;
@@ -25,9 +25,7 @@ fn elsewhere(callback: Callback) -> c_int {
 
 /// libuv's pool is made of threads nobody announced; its loop calls back in the midst of a foreign call.
 #[test]
-#[cfg(not(target_arch = "riscv64"))] // where Debian has no libuv
 fn the_pool_of_libuv_calls_in_on_threads_of_its_own_and_its_loop_inside_the_foreign_call() {
-    use reentry_foreign::{foreign_uv, foreign_uv_end};
     type Vm = Plain<30>;
     static ON_POOL: Mutex<BTreeSet<u64>> = Mutex::new(BTreeSet::new());
     static ON_LOOP: AtomicU64 = AtomicU64::new(0);

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::process::Stdio;
 
 fn main() {
-    let mut sources = vec![
+    let sources = [
         "c/calls.c",
         "c/checked.c",
         "c/contexts.c",
@@ -18,15 +18,11 @@ fn main() {
         "c/late.c",
         "c/signals.c",
         "c/threads.c",
+        "c/uv.c",
     ];
-    // Debian has no libuv for this machine.
-    if std::env::var("CARGO_CFG_TARGET_ARCH").as_deref() != Ok("riscv64") {
-        find_libuv();
-        sources.push("c/uv.c");
-        println!("cargo::rustc-link-lib=uv");
-    }
+    find_libuv();
     cc::Build::new()
-        .files(&sources)
+        .files(sources)
         .std("c11")
         .opt_level(2)
         .warnings(true)
@@ -45,6 +41,7 @@ fn main() {
     for source in sources.into_iter().chain(cpp_sources).chain(["c/abi.h"]) {
         println!("cargo::rerun-if-changed={source}");
     }
+    println!("cargo::rustc-link-lib=uv");
     println!("cargo::rustc-link-lib=pthread");
 }
 
