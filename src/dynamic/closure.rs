@@ -180,11 +180,14 @@ impl<'u> Invocation<'u> {
     #[inline(always)]
     #[must_use]
     pub fn get(&self, index: usize) -> Option<Value<'u>> {
-        let kind = self.prepared.parameters.get(index)?.kind;
-        // SAFETY: libffi gives an address for each argument, of memory that holds a value of its type and lasts until the call is over.
+        let parameter = self.prepared.parameters.get(index)?;
+        // SAFETY: libffi gives an address for each argument, of memory that holds a value of its type, or that value's address, and lasts until the call is over.
         unsafe {
-            let address = *self.arguments.add(index);
-            Some(match kind {
+            let mut address = *self.arguments.add(index);
+            if parameter.is_by_address() {
+                address = *address.cast();
+            }
+            Some(match parameter.kind {
                 Kind::Void => Value::Void,
                 Kind::Bool => Value::Bool(*address.cast::<u8>() != 0),
                 Kind::I8 => Value::I8(*address.cast()),

@@ -70,9 +70,17 @@ pub(super) struct Parameter {
     pub(super) word: u16,
     /// Its bytes.
     pub(super) size: u32,
+    /// Whether libffi is told of a pointer in its place; the word behind its own is for that.
+    by_address: bool,
 }
 
 impl Parameter {
+    /// Whether libffi passes, and gives, the address of the value's address. Never where no type is passed that way: then nothing is looked up.
+    #[inline(always)]
+    pub(super) fn is_by_address(&self) -> bool {
+        cfg!(target_arch = "aarch64") && self.by_address
+    }
+
     /// Whether it is one whose value is bytes, and so many.
     #[inline(always)]
     pub(super) fn takes(&self, bytes: &[u8]) -> bool {
@@ -120,6 +128,12 @@ impl Tree {
     fn describe_result(&mut self, abi: Abi, ty: &Type) -> *mut ffi_type {
         let in_x87 = cfg!(all(target_arch = "x86_64", unix)) && abi.is_native();
         if in_x87 && ty.is_long_double_alone() { Kind::LongDouble.ffi_type() } else { self.describe(ty) }
+    }
+
+    /// A parameter that C passes by the address of a copy is described as that address, and the words of the call are the copy. libffi (3.6.0) would make one, and put its address where one with
+    /// the copy's alignment would go: in the wrong slot if that is the stack and the struct is aligned to 16 bytes.
+    fn describe_parameter(&mut self, ty: &Type) -> *mut ffi_type {
+        if ty.is_passed_by_address() { Kind::Pointer.ffi_type() } else { self.describe(ty) }
     }
 
     fn aggregate(&mut self, mut elements: Vec<*mut ffi_type>) -> *mut ffi_type {
@@ -325,7 +339,7 @@ impl Prepared {
         let mut types = Tree::default();
         let (own_result, mut own) = (types.describe_result(*abi, result), Vec::new());
         for ty in parameters {
-            own.push(types.describe(ty));
+            own.push(types.describe_parameter(ty));
         }
         let (count, own) = (own.len(), types.list(own));
         let mut cif = ffi_cif::default();
@@ -347,7 +361,11 @@ impl Prepared {
             // SAFETY: a list of `count`.
             unsafe { *own.add(index) }
         }));
-        for (ty, described) in core::iter::once(result).chain(parameters).zip(described) {
+        for (index, (ty, described)) in core::iter::once(result).chain(parameters).zip(described).enumerate()
+        {
+            if index > 0 && ty.is_passed_by_address() {
+                continue;
+            }
             // SAFETY: libffi's own, or in `types`.
             let (size, alignment) = unsafe { ((*described).size, usize::from((*described).alignment)) };
             if *ty != Type::Void && (ty.size(), ty.alignment()) != (size, alignment) {
@@ -358,7 +376,7 @@ impl Prepared {
         let path = path(*abi, result.kind(), kinds(), fixed.is_some());
         let (mut integers, mut floats, mut end) = (0, FIRST_FLOAT, 0_usize);
         let parameters = parameters.iter().map(|ty| {
-            let kind = ty.kind();
+            let (kind, by_address) = (ty.kind(), ty.is_passed_by_address());
             let word = match path {
                 Path::Integers | Path::Registers => {
                     let next = if kind.is_word() { &mut integers } else { &mut floats };
@@ -367,16 +385,16 @@ impl Prepared {
                 }
                 Path::Libffi => {
                     let start = end.next_multiple_of(ty.alignment().div_ceil(8));
-                    end = start + ty.size().div_ceil(8);
+                    end = start + ty.size().div_ceil(8) + usize::from(by_address);
                     start
                 }
             };
             #[expect(
                 clippy::cast_possible_truncation,
-                reason = "all arguments together have no more than `LARGEST` bytes, and 16 each"
+                reason = "all arguments together have no more than `LARGEST` bytes, and 24 each"
             )]
             let (word, size) = (word as u16, ty.size() as u32);
-            Parameter { kind, word, size }
+            Parameter { kind, word, size, by_address }
         });
         let parameters: Box<[Parameter]> = parameters.collect();
         let words = if path == Path::Libffi { end } else { ARGUMENT_REGISTERS };

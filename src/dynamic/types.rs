@@ -285,6 +285,10 @@ impl Kind {
         }
     }
 
+    fn is_float(self) -> bool {
+        matches!(self, Self::F32 | Self::F64 | Self::LongDouble)
+    }
+
     /// Whether it travels in an integer register.
     pub(super) fn is_word(self) -> bool {
         matches!(
@@ -533,6 +537,30 @@ impl Type {
             Self::Struct(ty) => ty.fields.len() == 1 && ty.fields[0].ty.is_long_double_alone(),
             Self::Array(ty, count) => *count == 1 && ty.is_long_double_alone(),
             _ => self.kind() == Kind::LongDouble,
+        }
+    }
+
+    /// Whether C passes the address of a copy in its place: on aarch64, a struct of more than 16 bytes that is not a few floating-point numbers of one type.
+    pub(super) fn is_passed_by_address(&self) -> bool {
+        let is_large = self.kind() == Kind::Struct && self.size() > 16;
+        cfg!(target_arch = "aarch64") && is_large && !self.is_few_floats()
+    }
+
+    /// Whether it is what AAPCS64 calls a homogeneous floating-point aggregate: it travels in at most four floating-point registers.
+    fn is_few_floats(&self) -> bool {
+        self.only_leaf().is_some_and(|leaf| leaf.is_float() && self.size() <= 4 * leaf.layout().0)
+    }
+
+    /// The kind of the scalars in it, if it is the same for all.
+    fn only_leaf(&self) -> Option<Kind> {
+        match self {
+            Self::Struct(ty) => {
+                let mut leaves = ty.fields.iter().map(|field| field.ty.only_leaf());
+                let first = leaves.next()??;
+                leaves.all(|leaf| leaf == Some(first)).then_some(first)
+            }
+            Self::Array(ty, _) => ty.only_leaf(),
+            _ => Some(self.kind()),
         }
     }
 

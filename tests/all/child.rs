@@ -4,6 +4,20 @@ use std::process::{Command, Output};
 
 const CHILD: &str = "REENTRY_CHILD_TEST";
 
+/// Names the emulator that this binary runs under, with its arguments: a child has to be run under it too.
+const EMULATOR: &str = "REENTRY_EMULATOR";
+
+/// This binary, to be run again.
+pub(crate) fn this_binary() -> Command {
+    let binary = std::env::current_exe().unwrap();
+    let emulator = std::env::var(EMULATOR).unwrap_or_default();
+    let mut words = emulator.split_whitespace();
+    let Some(program) = words.next() else { return Command::new(binary) };
+    let mut command = Command::new(program);
+    command.args(words).arg(binary);
+    command
+}
+
 /// Runs `body` in a process of its own, the test `name` of this binary, and returns how that ended. In the child it does not return: the process exits with 0, by `exit`, when `body` has returned.
 #[track_caller]
 pub(crate) fn run(name: &str, body: impl FnOnce()) -> Output {
@@ -11,7 +25,7 @@ pub(crate) fn run(name: &str, body: impl FnOnce()) -> Output {
         body();
         std::process::exit(0);
     }
-    let mut child = Command::new(std::env::current_exe().unwrap());
+    let mut child = this_binary();
     child.args([name, "--exact", "--nocapture", "--include-ignored"]).env(CHILD, name).output().unwrap()
 }
 

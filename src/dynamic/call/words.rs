@@ -359,8 +359,15 @@ impl Target {
             self.words.wrapping_add(prepared.words).cast()
         };
         for (index, parameter) in prepared.parameters.iter().enumerate() {
+            let mut argument = self.words.wrapping_add(parameter.word.into());
+            if parameter.is_by_address() {
+                let behind = argument.wrapping_add((parameter.size as usize).div_ceil(8));
+                // SAFETY: the word behind the argument's own, which is there for this.
+                unsafe { behind.cast::<*mut u64>().write(argument) };
+                argument = behind;
+            }
             // SAFETY: there is room for as many, and each argument's word is one of the words.
-            unsafe { addresses.add(index).write(self.words.add(parameter.word.into()).cast()) };
+            unsafe { addresses.add(index).write(argument.cast()) };
         }
         // SAFETY: an address of code, not null; a function pointer has its size.
         let function =
