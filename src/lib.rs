@@ -42,6 +42,10 @@ mod safepoint;
 mod sample;
 mod scope;
 mod state;
+#[cfg_attr(
+    not(all(feature = "explore", not(loom))),
+    allow(dead_code, unreachable_pub, reason = "public with the feature, and of use to nobody without it")
+)]
 mod steps;
 mod sync;
 mod thread;

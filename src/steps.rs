@@ -103,7 +103,6 @@ macro_rules! steps {
             }
 
             /// What its thread is from here to the next step.
-            #[allow(dead_code, reason = "the explorer's, which is a feature")]
             pub(crate) const fn stance(self) -> Stance {
                 match self {
                     $(Self::$step => Stance::$stance,)*
@@ -156,7 +155,6 @@ impl fmt::Display for Step {
 /// Watches a thread.
 ///
 /// Its methods are called by the crate's own code, on the thread that is watched: they must not unwind, nor cross.
-#[allow(dead_code, reason = "the explorer's, which is a feature")]
 pub(crate) trait Probe {
     /// The thread has reached a step, in the world whose address is `world`. It may be kept here: it holds no lock of the crate.
     fn reached(&self, world: *const (), step: Step);
