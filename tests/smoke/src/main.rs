@@ -1,5 +1,7 @@
 //! Foreign calls, upcalls, collections, errors, handles, threads and pauses on whatever machine this is, with the C library as the foreign code. Exits with 0 if all of it holds.
 
+#![expect(clippy::missing_panics_doc, reason = "a check fails by panicking")]
+
 use core::ffi::{c_int, c_void};
 use core::panic::AssertUnwindSafe;
 use reentry::testkit::{Ref, TestVm};
@@ -30,12 +32,13 @@ fn sort<const FAIL: bool>(world: &World<TestVm>, mutator: &mut Mutator<TestVm>, 
     let mut elements: Vec<Ref> =
         (0..count).map(|index| call.pin(heap.alloc(&[], &text(index))).unwrap().get()).collect();
     let base = elements.as_mut_ptr().cast();
-    let function: extern "C" fn(*const c_void, *const c_void) -> c_int = upcall_fn(compare::<FAIL>);
+    let function: unsafe extern "C" fn(*const c_void, *const c_void) -> c_int = {
+        let safe: extern "C" fn(*const c_void, *const c_void) -> c_int = upcall_fn(compare::<FAIL>);
+        safe
+    };
     let outcome = catch_unwind(AssertUnwindSafe(|| {
         // SAFETY: `count` elements of the size of a reference, and a comparator of two of them.
-        call.run(|| unsafe {
-            libc::qsort(base, count, size_of::<Ref>(), Some(core::mem::transmute(function)))
-        })
+        call.run(|| unsafe { libc::qsort(base, count, size_of::<Ref>(), Some(function)) })
     }));
     if FAIL {
         assert_eq!(outcome.unwrap_err().downcast_ref::<&str>(), Some(&"from under C"));
