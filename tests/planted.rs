@@ -1,6 +1,8 @@
 //! Faults for the tools of the gate to find, each a mistake with the crate that no run of the program shows by itself: without an argument the sound twins run, and no tool may say a word; with
 //! `--fault NAME` one fault does, and its tool must find it (`.ci/asan`, `.ci/tsan`, `.ci/run`).
 
+#![expect(clippy::missing_panics_doc, reason = "a check fails by panicking")]
+
 use core::ffi::{c_int, c_void};
 use core::sync::atomic::{AtomicU32, Ordering};
 use reentry::testkit::TestVm;
@@ -102,7 +104,9 @@ fn writing_beside_a_pause(twin: Twin) {
 }
 
 /// What can be named.
-const FAULTS: [(&str, fn(Twin)); 3] = [
+type Planted = (&'static str, fn(Twin));
+
+const FAULTS: [Planted; 3] = [
     ("memory-after-its-call", memory_after_its_call),
     ("closure-after-its-drop", closure_after_its_drop),
     ("writing-beside-a-pause", writing_beside_a_pause),
