@@ -29,7 +29,7 @@ use crate::faults::Faults;
 use crate::home::home;
 use crate::mutator::{Mutator, MutatorParts};
 use crate::pause::Shared;
-use crate::record::Ownership;
+use crate::record::{Header, Ownership};
 use crate::registry::{AttachError, Unreleased};
 use crate::state::{Event, State};
 use crate::steps::{Step, reached};
@@ -352,7 +352,7 @@ fn managed_part<V: StackScanner, R>(
     };
     // SAFETY: the record of an upcall always has an older one, which lives as long.
     let saved = unsafe { &*frame.older };
-    release::<V>(record, frame);
+    release(header, frame);
     if V::FAULTS.has(Faults::ROOTS_DROPPED_BY_UPCALL) {
         header.roots.release_to(saved.roots_base.get());
     }
@@ -363,27 +363,36 @@ fn managed_part<V: StackScanner, R>(
             fallback()
         }
     };
+    if frame.after.get() != 0 {
+        // A tail call, so that the common way keeps no more registers for it.
+        return go_back_out_of_leaked::<V, R>(record, frame, result);
+    }
     go_back_out(vm_of::<V>(record), header, saved);
     result
 }
 
 /// Ends what an upcall has rooted.
 #[inline(always)]
-fn release<V: StackScanner>(record: &Record<V>, frame: &ForeignFrame) {
-    let roots = &record.header.roots;
+fn release(header: &Header, frame: &ForeignFrame) {
     let base = frame.roots_base.get();
     // Something is above only if a call was leaked. Comparing keeps the next call from waiting for this store.
-    if roots.mark() != base {
-        roots.release_to(base);
-    }
-    if frame.after.get() != 0 {
-        release_memory(vm_of::<V>(record), frame);
+    if header.roots.mark() != base {
+        header.roots.release_to(base);
     }
 }
 
-/// Ends what a leaked call of an upcall has in call memory: the record serves the next upcall of this depth, which must not find it again (I3).
+/// The end of an upcall in which a call was leaked that has call memory.
 #[cold]
 #[inline(never)]
+fn go_back_out_of_leaked<V: StackScanner, R>(record: &Record<V>, frame: &ForeignFrame, result: R) -> R {
+    let vm = vm_of::<V>(record);
+    release_memory(vm, frame);
+    // SAFETY: the record of an upcall always has an older one, which lives as long.
+    go_back_out(vm, &record.header, unsafe { &*frame.older });
+    result
+}
+
+/// Ends what a leaked call of an upcall has in call memory: the record serves the next upcall of this depth, which must not find it again (I3).
 fn release_memory<V: StackScanner>(vm: &V, frame: &ForeignFrame) {
     hook(|| {
         overtaken(vm, frame);
@@ -418,7 +427,10 @@ fn letting_exceptions_pass<V: StackScanner, R>(
                 Site(saved.site.get())
             ));
         }
-        release::<V>(record, frame);
+        release(&record.header, frame);
+        if frame.after.get() != 0 {
+            release_memory(vm_of::<V>(record), frame);
+        }
         go_back_out(vm_of::<V>(record), &record.header, saved);
         let report = Report::ActivationsSkipped { skipped: 1, call_site: saved.site.get() };
         hook(|| vm_of::<V>(record).report(&report));
