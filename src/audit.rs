@@ -49,7 +49,7 @@ const KEPT: usize = 64;
 impl Audit {
     /// Makes an audit of a VM whose references are of type `R`. `address` says which object a reference is of: its address, without tags or colours; 0 for null.
     ///
-    /// It is called in pauses, for each slot. Must not panic.
+    /// It is called in pauses, for each slot. It must not panic: at the end of a pause that ends the process.
     #[must_use]
     pub fn new<R: Copy + 'static>(address: fn(R) -> usize) -> Self {
         // SAFETY: a function pointer is kept as another, and called as what it is only: see `address`.

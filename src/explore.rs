@@ -45,9 +45,10 @@ pub use schedule::{Arrival, Schedule, ScheduleError, When};
 
 use crate::pause::{StoppedMutator, StoppedWorld};
 use crate::steps::{Stance, with_others, with_probe};
+use crate::unwind::text;
 use crate::vm::StackScanner;
 use crate::world::World;
-use board::{Board, Explored as Probe, text};
+use board::{Board, Explored as Probe};
 use core::fmt;
 use core::panic::AssertUnwindSafe;
 use core::time::Duration;
@@ -279,7 +280,7 @@ impl<'e, V: StackScanner> Explorer<'e, V> {
         let failure = board.end();
         let (steps, strayed) = probe.into_trace();
         // What the other threads have seen comes first: the scenario may have failed for it.
-        match failure.or_else(|| outcome.err().map(|payload| text(&*payload))) {
+        match failure.or_else(|| outcome.err().map(|payload| text(&*payload).to_owned())) {
             None => Ok(Run { steps, strayed }),
             Some(what) => Err(ScheduleFailed { schedule: schedule(), what, steps }),
         }

@@ -384,7 +384,13 @@ impl<V: StackScanner> Drop for StoppedWorld<'_, V> {
     fn drop(&mut self) {
         let coordinator = &self.shared.coordinator;
         #[cfg(feature = "audit")]
-        let findings = self.audit();
+        let findings = crate::unwind::stop(|| self.audit()).unwrap_or_else(|payload| {
+            // The world would stay stopped, and nobody would know why.
+            crate::unwind::abort(format_args!(
+                "the function given to `Audit::new` panicked at the end of a pause, and must not: {}",
+                crate::unwind::text(&*payload)
+            ))
+        });
         self.shared.pins.thaw();
         let mut registry = coordinator.lock();
         for header in self.headers().filter(|header| self.those.has(header)) {

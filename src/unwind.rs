@@ -38,6 +38,13 @@ pub(crate) fn resume(payload: Payload) -> ! {
     panic::resume_unwind(payload)
 }
 
+/// What a panic says.
+pub(crate) fn text(payload: &(dyn Any + Send)) -> &str {
+    let text = payload.downcast_ref::<&'static str>().copied();
+    text.or_else(|| payload.downcast_ref::<String>().map(String::as_str))
+        .unwrap_or("a payload that is not text")
+}
+
 /// Runs what gives C its fallback value. There is nothing to fall back on behind it: its panic ends the process, with a message.
 #[cold]
 pub(crate) fn last_resort<R>(fallback: impl FnOnce() -> R) -> R {

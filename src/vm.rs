@@ -510,11 +510,7 @@ pub enum UpcallError<'r> {
 impl fmt::Display for UpcallError<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Panic { payload } => {
-                let text = payload.downcast_ref::<&'static str>().copied();
-                let text = text.or_else(|| payload.downcast_ref::<String>().map(String::as_str));
-                write!(f, "panicked: {}", text.unwrap_or("a payload that is not text"))
-            }
+            Self::Panic { payload } => write!(f, "panicked: {}", crate::unwind::text(*payload)),
             Self::Exception { exception } => write!(f, "threw {exception:?}"),
             Self::Refused(refused) => write!(f, "was refused: {refused}"),
         }

@@ -930,6 +930,32 @@ fn an_audit_for_another_type_of_reference_is_refused() {
     drop(small_world(Wrong::Nothing, Audit::new(|reference: u32| reference as usize)));
 }
 
+/// Were the panic let through, the world would stay stopped.
+#[test]
+fn an_address_function_that_panics_at_the_end_of_a_pause_ends_the_process() {
+    thread_local! { static PANICS: Cell<bool> = const { Cell::new(false) }; }
+    let name = "an_address_function_that_panics_at_the_end_of_a_pause_ends_the_process";
+    if std::env::var_os(CHILD).is_some() {
+        let choices = Audit::new(|reference: Ref| {
+            assert!(!PANICS.get(), "asked for");
+            reference.address()
+        });
+        let world = World::<TestVm>::builder().audit(choices).build(TestVm::new());
+        let mut mutator = world.attach().unwrap();
+        let object = world.vm().heap().alloc(&[], b"held");
+        let _held = mutator.handle(object);
+        mutator.pause(|stopped| {
+            stopped.vm().collect(stopped).unwrap();
+            PANICS.set(true);
+        });
+        unreachable!("the process has ended");
+    }
+    let (success, said) = under_the_net(name, "panics");
+    assert!(!success);
+    let message = "reentry: fatal: the function given to `Audit::new` panicked at the end of a pause, and must not: asked for";
+    assert!(said.contains(message), "{said}");
+}
+
 // The net under the suite: `REENTRY_AUDIT=1`.
 
 const CHILD: &str = "REENTRY_AUDIT_CHILD";

@@ -7,8 +7,8 @@ use super::schedule::{Arrival, When};
 use super::{AT_MOST, Action, Kind, Step};
 use crate::StackScanner;
 use crate::steps::{Probe, Stance, with_probe};
+use crate::unwind::text;
 use crate::world::World;
-use core::any::Any;
 use core::cell::{Cell, RefCell};
 use core::panic::AssertUnwindSafe;
 use core::time::Duration;
@@ -58,13 +58,6 @@ struct Seats<V: StackScanner> {
 pub(super) struct Board<V: StackScanner> {
     seats: Mutex<Seats<V>>,
     changed: Condvar,
-}
-
-/// What a panic says.
-pub(super) fn text(payload: &(dyn Any + Send)) -> String {
-    let text = payload.downcast_ref::<&'static str>().map(|text| (*text).to_owned());
-    text.or_else(|| payload.downcast_ref::<String>().cloned())
-        .unwrap_or_else(|| "a panic without a message".to_owned())
 }
 
 impl<V: StackScanner> Board<V> {
@@ -206,7 +199,7 @@ impl<V: StackScanner> Board<V> {
                 scope.spawn(inner).join().map_or_else(|payload| resume_unwind(payload), Ok)
             }),
         }));
-        let failure = outcome.map_err(|payload| text(&*payload)).flatten().err()?;
+        let failure = outcome.map_err(|payload| text(&*payload).to_owned()).flatten().err()?;
         Some(format!("`{}`: {failure}", action.name))
     }
 

@@ -37,8 +37,9 @@ mod heap;
 #[cfg(feature = "libffi")]
 mod occupancy;
 
-pub use crate::faults::Faults;
+use crate::faults::Faults;
 pub use crate::sync::exploration::*;
+pub use crate::unwind::text;
 pub use heap::{Collected, ModelHeap};
 #[cfg(feature = "libffi")]
 #[doc(hidden)]
@@ -211,14 +212,6 @@ impl<T> fmt::Debug for HeapCell<T> {
 
 /// What somebody panicked with.
 type Panic = Box<dyn Any + Send>;
-
-fn text(payload: &(dyn Any + Send)) -> &str {
-    payload
-        .downcast_ref::<String>()
-        .map(String::as_str)
-        .or_else(|| payload.downcast_ref::<&'static str>().copied())
-        .unwrap_or("a panic without text")
-}
 
 /// What the pauses of a model have found, over all its executions: that a model reaches what it is about.
 ///
