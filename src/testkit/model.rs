@@ -39,7 +39,6 @@ mod occupancy;
 
 use crate::faults::Faults;
 pub use crate::sync::exploration::*;
-pub use crate::unwind::text;
 pub use heap::{Collected, ModelHeap};
 #[cfg(feature = "libffi")]
 #[doc(hidden)]
@@ -48,6 +47,7 @@ pub use occupancy::Visited;
 use crate::mutator::Mutator;
 use crate::pause::{StoppedMutator, StoppedWorld};
 use crate::sync::{self, UnsafeCell};
+use crate::unwind::text;
 use crate::vm::{FrameKind, Report, StackScanner, UpcallError};
 use crate::world::{Attachment, World};
 use core::any::Any;
