@@ -37,7 +37,7 @@ mod heap;
 #[cfg(feature = "libffi")]
 mod occupancy;
 
-use crate::faults::Faults;
+pub use crate::faults::Faults;
 pub use crate::sync::exploration::*;
 pub use heap::{Collected, ModelHeap};
 #[cfg(feature = "libffi")]
