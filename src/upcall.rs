@@ -11,10 +11,12 @@
 //! and a user-data pointer of a closure, for C interfaces that pass such a pointer on. Either takes a body that returns what C gets, or one that
 //! is [`Throwing`]; and either can say what becomes of its errors ([`Aborting`], [`FallbackOnly`]).
 
+mod arrival;
 mod crossing;
 
 pub(crate) use crossing::run_on;
 
+use crate::arch;
 use crate::mutator::Mutator;
 use crate::pause::Shared;
 use crate::thread::only;
@@ -22,11 +24,12 @@ use crate::thread::only;
 use crate::transition::hook;
 use crate::unwind::last_resort;
 use crate::vm::{ErrorPolicy, StackScanner};
+use arrival::Arrival;
 use core::ffi::c_void;
 use core::fmt;
 use core::marker::PhantomData;
 use core::ptr::{self, NonNull};
-use crossing::{Conduct, Exceptions, Once, cross_in, cross_in_somewhere, cross_in_world, throw};
+use crossing::{Conduct, Exceptions, Once, cross_in, cross_in_by, throw};
 use std::sync::Arc;
 
 /// What C can call: a function or closure that takes a [`Mutator`] and up to twelve C arguments, and returns what C gets; or one of these wrapped in [`Throwing`], [`Aborting`] or
@@ -368,7 +371,7 @@ where
     // SAFETY: null, or this thread's attached record of a world of `V`.
     match unsafe { only::<V>().as_ref() } {
         Some(record) => cross_in(record, conduct, &mut body, fallback),
-        None => cross_in_somewhere(conduct, &mut body, fallback),
+        None => cross_in_by(Arrival::Somewhere, arch::stack_pointer(), conduct, &mut body, fallback),
     }
 }
 
@@ -599,11 +602,11 @@ fn enter_somewhere<V: StackScanner>(
     world: &std::sync::Weak<Shared<V>>,
     conduct: impl Conduct,
     body: &mut Once<impl FnOnce(&mut Mutator<V>)>,
-    fallback: impl FnOnce(),
+    fallback: impl Fn(),
 ) {
     // The upcall runs on an attached thread, which keeps the world; this keeps it until it is attached.
     match world.upgrade() {
-        Some(shared) => cross_in_world(&shared, conduct, body, fallback),
+        Some(shared) => cross_in_by(Arrival::In(&shared), arch::stack_pointer(), conduct, body, fallback),
         None => {
             // There is no VM left to tell. Foreign frames are next: what cannot be written must not unwind.
             hook(|| eprintln!("reentry: {}", crate::vm::Report::UpcallAfterShutdown));
@@ -620,7 +623,7 @@ struct ClosureData<V: StackScanner, F, R> {
 }
 
 impl<V: StackScanner, F, R> ClosureData<V, F, R> {
-    fn fallback(&self) -> impl FnOnce() -> R {
+    fn fallback(&self) -> impl Fn() -> R {
         || {
             // SAFETY: `R: Copy`, as `UpcallClosure::with_fallback` asks.
             unsafe { ptr::from_ref(&self.fallback).read() }
@@ -639,7 +642,13 @@ impl<V: StackScanner, F, R> ClosureData<V, F, R> {
         // SAFETY: null, or this thread's attached record of this world.
         match unsafe { self.shared.only().as_ref() } {
             Some(record) => cross_in(record, conduct, &mut body, self.fallback()),
-            None => cross_in_world(&self.shared, conduct, &mut body, self.fallback()),
+            None => cross_in_by(
+                Arrival::In(&self.shared),
+                arch::stack_pointer(),
+                conduct,
+                &mut body,
+                self.fallback(),
+            ),
         }
     }
 }

@@ -1,46 +1,24 @@
 //! The crossing of an upcall, in and out.
 //!
-//! # Foreign code that jumps
-//!
-//! `longjmp`, or an exception between foreign frames, can leave an upcall without returning from it. The next crossing finds out by the stack pointer: native stacks grow downwards, so an upcall
-//! comes in below the crossing of the foreign call it belongs to. One that does not shows that the newer crossings are gone: they are released in order (I5), and the
-//! upcall belongs to the call above.
-//!
-//! ```text
-//!   foreign call 0   sp 0x9000  <-- the upcall belongs to this call: it is the newest that lies above
-//!     C, setjmp
-//!                       ...     <-- an upcall comes in here, from the C function that called setjmp
-//!     upcall         sp 0x8e00      skipped
-//!       foreign call 1  0x8c00      skipped
-//!         C, longjmp
-//! ```
-//!
-//! An upcall that comes in below the skipped crossing, since C has gone deeper meanwhile or its own frame and stack arguments are larger than the skipped frames, shows
-//! nothing. It counts as one of the skipped call until C comes back (`guide::jumps`). The other error, to release a call that is not over, cannot happen: C that was called
-//! from below a crossing has its stack pointer below.
+//! Here is what every upcall function is compiled with: the common way in, the managed part and the way out. The other ways in are in `arrival.rs`.
 
+use super::arrival::{Arrival, ManagedPart, arrive};
 use super::{run, run_outlined};
-use crate::activation::{ForeignFrame, Upcalls};
+use crate::activation::ForeignFrame;
 use crate::arch;
 use crate::chain;
 use crate::checked::CHECKED;
-use crate::control::{MachineState, Saved};
 use crate::faults::Faults;
-use crate::home::home;
 use crate::mutator::{Mutator, MutatorParts};
 use crate::pause::Shared;
-use crate::record::{Header, Ownership};
-use crate::registry::{AttachError, Unreleased};
-use crate::state::{Event, State};
+use crate::record::Header;
 use crate::steps::{Step, reached};
-use crate::thread::{Innermost, Record, innermost, is_mine, keep_world};
-use crate::transition::{come_in, describe, go_back_out, hook, overtaken, repair_slow, wait_to_come_in};
+use crate::thread::{Record, is_mine};
+use crate::transition::{come_in, describe, go_back_out, hook, overtaken};
 use crate::unwind::{self, Payload, Thrown};
-use crate::vm::{Capture, Crossing, ErrorPolicy, FrameKind, Report, Site, StackScanner, UpcallRefused};
-use core::any::type_name;
+use crate::vm::{Capture, Crossing, ErrorPolicy, FrameKind, Report, Site, StackScanner};
 use core::mem::{ManuallyDrop, MaybeUninit, needs_drop};
 use core::panic::Location;
-use std::sync::Arc;
 
 /// What an upcall does about errors: a type without a value, so that nothing of it is carried through the crossing.
 pub(super) trait Conduct: Copy {
@@ -81,19 +59,46 @@ pub(super) fn cross_in<V: StackScanner, R>(
     record: &Record<V>,
     conduct: impl Conduct,
     body: &mut Once<impl FnOnce(&mut Mutator<V>) -> R>,
-    fallback: impl FnOnce() -> R,
+    fallback: impl Fn() -> R,
 ) -> R {
     let header = &record.header;
     let sp = arch::stack_pointer();
     let Some(saved) = header.word.published() else {
-        return cross_in_managed(record, sp, conduct, body, fallback);
+        return cross_in_by(Arrival::On(record), sp, conduct, body, fallback);
     };
     // SAFETY: the word of an attached mutator holds a live record.
     let saved = unsafe { saved.as_ref() };
     if sp < header.stack_limit.get() || sp >= saved.native_sp::<V>() {
-        return cross_in_out_of_order(record, saved, sp, conduct, body, fallback);
+        return cross_in_by(Arrival::On(record), sp, conduct, body, fallback);
     }
-    cross_in_from(record, saved, sp, conduct, body, fallback)
+    // No link: this depth has not been reached before, or the foreign call has terms of its own.
+    // SAFETY: null, or a live record of this mutator.
+    let Some(frame) = (unsafe { saved.newer().as_ref() }) else {
+        return cross_in_by(Arrival::On(record), sp, conduct, body, fallback);
+    };
+    if !go_in::<V>(record, frame) {
+        return cross_in_by(Arrival::Waiting(record), sp, conduct, body, fallback);
+    }
+    managed_part(record, frame, sp, conduct, body, fallback)
+}
+
+/// [`cross_in`] by any but the common way. What lies between here and the managed part knows nothing of the body, and is compiled once for each VM, not for each upcall function.
+#[cold]
+#[inline(never)]
+pub(super) fn cross_in_by<V: StackScanner, R>(
+    arrival: Arrival<'_, V>,
+    sp: usize,
+    conduct: impl Conduct,
+    body: &mut Once<impl FnOnce(&mut Mutator<V>) -> R>,
+    fallback: impl Fn() -> R,
+) -> R {
+    let mut result = None;
+    let mut managed = |record: &Record<V>, frame: &ForeignFrame| {
+        result = Some(managed_part(record, frame, sp, conduct, body, &fallback));
+    };
+    arrive(arrival, sp, policy_of(conduct), ManagedPart::new(&mut managed));
+    // Without a result the upcall was refused.
+    result.unwrap_or_else(fallback)
 }
 
 /// The conduct of a fiber's first activation.
@@ -112,190 +117,12 @@ pub(crate) fn run_on<V: StackScanner>(record: &Record<V>, body: impl FnOnce(&mut
     cross_in(record, OnFiber, &mut Once::new(body), || ());
 }
 
-/// [`cross_in`] from the foreign call whose record is `saved`.
+/// Becomes managed in the activation whose record is `frame`. `false` if a pause is wanted, and the upcall must wait.
 #[inline(always)]
-fn cross_in_from<V: StackScanner, R>(
-    record: &Record<V>,
-    saved: &ForeignFrame,
-    sp: usize,
-    conduct: impl Conduct,
-    body: &mut Once<impl FnOnce(&mut Mutator<V>) -> R>,
-    fallback: impl FnOnce() -> R,
-) -> R {
-    // SAFETY: null, or a live record of this mutator.
-    let Some(frame) = (unsafe { saved.newer().as_ref() }) else {
-        return cross_in_on_terms(record, saved, sp, conduct, body, fallback);
-    };
-    cross_in_at(record, saved, frame, sp, conduct, body, fallback)
-}
-
-/// [`cross_in_from`], to the activation whose record is `frame`.
-#[inline(always)]
-fn cross_in_at<V: StackScanner, R>(
-    record: &Record<V>,
-    saved: &ForeignFrame,
-    frame: &ForeignFrame,
-    sp: usize,
-    conduct: impl Conduct,
-    body: &mut Once<impl FnOnce(&mut Mutator<V>) -> R>,
-    fallback: impl FnOnce() -> R,
-) -> R {
+pub(super) fn go_in<V: StackScanner>(record: &Record<V>, frame: &ForeignFrame) -> bool {
     reached(record.header.world, Step::UpcallArrived);
     entering::<V>(record);
-    if !come_in::<V>(&record.header, frame) {
-        return cross_in_waiting(record, saved, frame, sp, conduct, body, fallback);
-    }
-    managed_part(record, frame, sp, conduct, body, fallback)
-}
-
-/// [`cross_in`] where there is no link to the next record: this depth has not been reached before, or the foreign call has terms of its own.
-#[cold]
-#[inline(never)]
-fn cross_in_on_terms<V: StackScanner, R>(
-    record: &Record<V>,
-    saved: &ForeignFrame,
-    sp: usize,
-    conduct: impl Conduct,
-    body: &mut Once<impl FnOnce(&mut Mutator<V>) -> R>,
-    fallback: impl FnOnce() -> R,
-) -> R {
-    let terms = saved.terms();
-    if matches!(saved.kind.get(), FrameKind::Suspended | FrameKind::Resuming) {
-        abort_switched::<V>(record, saved);
-    }
-    if terms.upcalls == Upcalls::Forbidden {
-        let refused = UpcallRefused::Forbidden { call_site: saved.site.get() };
-        refuse::<V>(record, saved, policy_of(conduct), refused);
-        return fallback();
-    }
-    if terms.ends_with_upcall {
-        let mut body = Once::new(|mutator: &mut Mutator<V>| {
-            // Managed at last: until here a stopper may have been reading what ends now.
-            saved.end_until_first_upcall();
-            // SAFETY: of the ways through an upcall this is the one that is taken, and it leads here once.
-            unsafe { run(body, mutator) }
-        });
-        return cross_in_preserving(record, saved, terms.preserve, sp, conduct, &mut body, fallback);
-    }
-    cross_in_preserving(record, saved, terms.preserve, sp, conduct, body, fallback)
-}
-
-/// [`cross_in_from`], with the managed side's machine state in the upcall and C's own after it.
-fn cross_in_preserving<V: StackScanner, R>(
-    record: &Record<V>,
-    saved: &ForeignFrame,
-    preserve: MachineState,
-    sp: usize,
-    conduct: impl Conduct,
-    body: &mut Once<impl FnOnce(&mut Mutator<V>) -> R>,
-    fallback: impl FnOnce() -> R,
-) -> R {
-    // SAFETY: a live record of this mutator.
-    let frame = unsafe { &*saved.newer_slow() };
-    if preserve == MachineState::NOTHING {
-        return cross_in_at(record, saved, frame, sp, conduct, body, fallback);
-    }
-    // C gets its own state back, also when an exception of its own passes through the upcall.
-    let _foreign = scopeguard::guard(Saved::read(preserve), |foreign| foreign.restore());
-    saved.machine().restore();
-    cross_in_at(record, saved, frame, sp, conduct, body, fallback)
-}
-
-/// [`cross_in`] while a pause is wanted: waits before the body runs.
-#[cold]
-#[inline(never)]
-fn cross_in_waiting<V: StackScanner, R>(
-    record: &Record<V>,
-    saved: &ForeignFrame,
-    frame: &ForeignFrame,
-    sp: usize,
-    conduct: impl Conduct,
-    body: &mut Once<impl FnOnce(&mut Mutator<V>) -> R>,
-    fallback: impl FnOnce() -> R,
-) -> R {
-    match wait_to_come_in::<V>(&record.header, saved, frame) {
-        Ok(()) => {}
-        Err(Unreleased::PauseHeldHere) => {
-            let refused = UpcallRefused::PauseHeldHere { call_site: saved.site.get() };
-            // What the way in took, a global lock, is given back: the way back of the foreign call takes it again.
-            hook(|| vm_of::<V>(record).leaving_managed(Crossing::Upcall));
-            refuse::<V>(record, saved, policy_of(conduct), refused);
-            return fallback();
-        }
-        Err(Unreleased::Ended) => {
-            let vm = vm_of::<V>(record);
-            hook(|| {
-                vm.leaving_managed(Crossing::Upcall);
-                vm.report(&Report::UpcallAfterShutdown);
-            });
-            return fallback();
-        }
-    }
-    managed_part(record, frame, sp, conduct, body, fallback)
-}
-
-/// [`cross_in`] with a stack pointer that is not where it should be: below the limit, above the crossing, or on another stack.
-#[cold]
-#[inline(never)]
-fn cross_in_out_of_order<V: StackScanner, R>(
-    record: &Record<V>,
-    saved: &ForeignFrame,
-    sp: usize,
-    conduct: impl Conduct,
-    body: &mut Once<impl FnOnce(&mut Mutator<V>) -> R>,
-    fallback: impl FnOnce() -> R,
-) -> R {
-    let header = &record.header;
-    let stack = header.native_stack();
-    let limit = header.stack_limit.get();
-    let crossing = saved.native_sp::<V>();
-    // On a stack that is not the thread's own there is nothing to compare with.
-    if stack.contains(&sp) {
-        if sp < limit && !V::FAULTS.has(Faults::NO_STACK_CHECK) {
-            let (left, reserve) = (sp - stack.start, limit - stack.start);
-            let refused = UpcallRefused::StackExhausted { left, reserve, call_site: saved.site.get() };
-            refuse::<V>(record, saved, policy_of(conduct), refused);
-            return fallback();
-        }
-        if sp >= crossing && stack.contains(&crossing) && !V::FAULTS.has(Faults::NO_SKIP_CHECK) {
-            let edge = arch::caller_sp(sp).unwrap_or(sp);
-            let Some(call) = header.call_above::<V>(saved.older, edge) else { abort_managed::<V>(record) };
-            repair_slow(vm_of::<V>(record), header, call);
-            return cross_in_from(record, call, sp, conduct, body, fallback);
-        }
-    }
-    cross_in_from(record, saved, sp, conduct, body, fallback)
-}
-
-/// [`cross_in`] while the mutator is managed: foreign code has skipped the running activation, or an upcall function was called where it must not be.
-#[cold]
-#[inline(never)]
-fn cross_in_managed<V: StackScanner, R>(
-    record: &Record<V>,
-    sp: usize,
-    conduct: impl Conduct,
-    body: &mut Once<impl FnOnce(&mut Mutator<V>) -> R>,
-    fallback: impl FnOnce() -> R,
-) -> R {
-    let header = &record.header;
-    // SAFETY: the word of an attached mutator holds a live record.
-    let running = unsafe { &*header.word.record() };
-    let (stack, entry) = (header.native_stack(), running.entry_sp.get());
-    if running.depth > 0
-        && stack.contains(&sp)
-        && stack.contains(&entry)
-        && !V::FAULTS.has(Faults::NO_SKIP_CHECK)
-    {
-        // What the running activation calls lies below where it was entered; what called it lies above.
-        let edge = arch::caller_sp(sp).unwrap_or(sp);
-        if edge > entry
-            && let Some(call) = header.call_above::<V>(running.older, edge)
-        {
-            repair_slow(vm_of::<V>(record), header, call);
-            return cross_in_from(record, call, sp, conduct, body, fallback);
-        }
-    }
-    abort_managed::<V>(record)
+    come_in::<V>(&record.header, frame)
 }
 
 /// Runs the hook, which must not detach the thread it runs for. (With no hook the compiler sees that nothing has changed.)
@@ -311,7 +138,7 @@ fn entering<V: StackScanner>(record: &Record<V>) {
 }
 
 #[inline(always)]
-fn vm_of<V: StackScanner>(record: &Record<V>) -> &V {
+pub(super) fn vm_of<V: StackScanner>(record: &Record<V>) -> &V {
     // SAFETY: `world` points to the `Shared<V>` whose record this is, which outlives it.
     unsafe { &(*record.header.world.cast::<Shared<V>>()).vm }
 }
@@ -324,7 +151,7 @@ fn managed_part<V: StackScanner, R>(
     sp: usize,
     conduct: impl Conduct,
     body: &mut Once<impl FnOnce(&mut Mutator<V>) -> R>,
-    fallback: impl FnOnce() -> R,
+    fallback: impl Fn() -> R,
 ) -> R {
     // No panic unwinds from here on: the body is stopped, and a fallback that panics aborts (`extern "C"`).
     let header = &record.header;
@@ -487,7 +314,12 @@ impl<F> Drop for Once<F> {
 /// Does with the error of an upcall what the policy says: the upcall function's own, else that of the foreign call it ran in.
 #[cold]
 #[inline(never)]
-fn carry<V: StackScanner>(vm: &V, saved: &ForeignFrame, policy: Option<ErrorPolicy>, payload: Payload) {
+pub(super) fn carry<V: StackScanner>(
+    vm: &V,
+    saved: &ForeignFrame,
+    policy: Option<ErrorPolicy>,
+    payload: Payload,
+) {
     // Foreign frames may be next: neither a report nor the drop of an error may unwind (I7).
     hook(|| carry_on(vm, saved, policy, payload));
 }
@@ -518,20 +350,6 @@ fn carry_on<V: StackScanner>(vm: &V, saved: &ForeignFrame, policy: Option<ErrorP
     }
 }
 
-/// Refuses an upcall: the error goes to whoever runs the foreign call, or the pause.
-#[cold]
-#[inline(never)]
-fn refuse<V: StackScanner>(
-    record: &Record<V>,
-    saved: &ForeignFrame,
-    policy: Option<ErrorPolicy>,
-    refused: UpcallRefused,
-) {
-    // A foreign thread between upcalls may detach, also in a report: its world would go, with the VM that is reporting.
-    let _world = keep_world(&record.header);
-    carry(vm_of::<V>(record), saved, policy, Box::new(refused));
-}
-
 impl<V: StackScanner> Mutator<V> {
     /// Makes `exception` the outcome of the foreign call this upcall runs in; the upcall goes on, and returns to C what C is to see.
     ///
@@ -555,125 +373,6 @@ impl<V: StackScanner> Mutator<V> {
     }
 }
 
-/// Nothing runs on a stack that was switched away from: were an upcall let in, its activation would lie above frames that go on before it ends.
-#[cold]
-#[inline(never)]
-fn abort_switched<V: StackScanner>(record: &Record<V>, saved: &ForeignFrame) -> ! {
-    unwind::abort(format_args!(
-        "mutator {} cannot receive an upcall: it is {} at {}; call upcall functions on the stack of the fiber that runs",
-        record.header.id.get(),
-        if saved.kind.get() == FrameKind::Suspended {
-            "a suspended fiber"
-        } else {
-            "waiting for the fiber it resumed"
-        },
-        Site(saved.site.get())
-    ))
-}
-
-#[cold]
-#[inline(never)]
-fn abort_managed<V: StackScanner>(record: &Record<V>) -> ! {
-    let header = &record.header;
-    let reason = State::Managed.after(Event::Upcall).err().unwrap_or_default();
-    // SAFETY: the word of an attached mutator holds a live record; `older` is null or one: the foreign call the running activation was called from.
-    let caller = unsafe { (*header.word.record()).older.as_ref() };
-    if let Some(region) = header.checked.region() {
-        unwind::abort(format_args!(
-            "mutator {} cannot receive an upcall: it is managed, {region}; {reason}; {}",
-            header.id.get(),
-            region.advice()
-        ));
-    }
-    match caller {
-        Some(caller) => unwind::abort(format_args!(
-            "mutator {} cannot receive an upcall: it is managed, in an upcall of the foreign call at {}; {reason}",
-            header.id.get(),
-            Site(caller.site.get())
-        )),
-        None => unwind::abort(format_args!(
-            "mutator {} cannot receive an upcall: it is managed; {reason}",
-            header.id.get()
-        )),
-    }
-}
-
-/// An upcall without data on a thread with no mutator, with several, or with one of another type of VM.
-#[cold]
-#[inline(never)]
-pub(super) fn cross_in_somewhere<V: StackScanner, R>(
-    conduct: impl Conduct,
-    body: &mut Once<impl FnOnce(&mut Mutator<V>) -> R>,
-    fallback: impl FnOnce() -> R,
-) -> R {
-    match innermost::<V>(arch::stack_pointer()) {
-        // SAFETY: this thread's attached record of a world of `V`.
-        Innermost::Of(record) => cross_in(unsafe { &*record }, conduct, body, fallback),
-        Innermost::Ambiguous => unwind::abort(format_args!(
-            "an upcall function of `{}` cannot tell which of two worlds it is for: both foreign calls were made in one stack frame; \
-             use an `UpcallClosure`, which knows its world",
-            type_name::<V>()
-        )),
-        Innermost::None => match home::<V>() {
-            Some(shared) => cross_in_attaching(&shared, conduct, body, fallback),
-            None => abort_homeless::<V>(),
-        },
-    }
-}
-
-/// An upcall into a world that is not the thread's only one, or not yet one of its worlds.
-#[cold]
-#[inline(never)]
-pub(super) fn cross_in_world<V: StackScanner, R>(
-    shared: &Arc<Shared<V>>,
-    conduct: impl Conduct,
-    body: &mut Once<impl FnOnce(&mut Mutator<V>) -> R>,
-    fallback: impl FnOnce() -> R,
-) -> R {
-    // SAFETY: null, or this thread's attached record of this world.
-    match unsafe { shared.current().as_ref() } {
-        Some(record) => cross_in(record, conduct, body, fallback),
-        None => cross_in_attaching(shared, conduct, body, fallback),
-    }
-}
-
-/// Attaches a thread that calls in for the first time, and goes on.
-#[cold]
-#[inline(never)]
-fn cross_in_attaching<V: StackScanner, R>(
-    shared: &Arc<Shared<V>>,
-    conduct: impl Conduct,
-    body: &mut Once<impl FnOnce(&mut Mutator<V>) -> R>,
-    fallback: impl FnOnce() -> R,
-) -> R {
-    let attached = match unwind::stop(|| shared.attach(Ownership::Thread, 0)) {
-        Ok(attached) => attached,
-        Err(payload) => {
-            if policy_of(conduct) == Some(ErrorPolicy::Abort) {
-                unwind::abort(format_args!(
-                    "a foreign thread that called in could not be attached: `Vm::attach` {}",
-                    describe::<V>(&payload)
-                ));
-            }
-            shared.vm.report(&Report::UpcallErrorUnclaimed { error: describe::<V>(&payload) });
-            return fallback();
-        }
-    };
-    let report = match attached {
-        Ok(record) => return cross_in(record, conduct, body, fallback),
-        Err(AttachError::Shutdown) => Report::UpcallAfterShutdown,
-        Err(AttachError::ThreadExiting) => Report::UpcallAtThreadExit,
-        Err(AttachError::NotOpen) => Report::UpcallBeforeOpen,
-        // By the handler of a signal, while this upcall was on its way to attach.
-        Err(AttachError::AlreadyAttached) => return cross_in_world(shared, conduct, body, fallback),
-        Err(error @ AttachError::PauseHeldHere) => {
-            unwind::abort(format_args!("a foreign thread calls in: {error}"))
-        }
-    };
-    shared.vm.report(&report);
-    fallback()
-}
-
 /// The exception of a [`Throwing`] body.
 #[cold]
 #[inline(never)]
@@ -685,14 +384,4 @@ pub(super) fn throw<V: StackScanner>(
     // SAFETY: the record of an upcall always has an older one, which lives as long.
     let call = unsafe { &*mutator.frame().older };
     carry(mutator.vm(), call, policy, Box::new(Thrown(exception)));
-}
-
-#[cold]
-#[inline(never)]
-fn abort_homeless<V>() -> ! {
-    unwind::abort(format_args!(
-        "a thread that no world knows called an upcall function of `{}`; call `World::adopt_foreign_threads` first, \
-         or use an `UpcallClosure`, which knows its world",
-        type_name::<V>()
-    ))
 }

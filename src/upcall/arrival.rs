@@ -1,0 +1,337 @@
+//! How an upcall comes in where it does not come in by the common way: onto a mutator that must be found or attached first, at a depth not reached before, into a foreign call with
+//! terms, during a pause, on too little stack, or after foreign code has jumped.
+//!
+//! Nothing here knows the body of the upcall: it is behind one [`ManagedPart`].
+//!
+//! # Foreign code that jumps
+//!
+//! `longjmp`, or an exception between foreign frames, can leave an upcall without returning from it. The next crossing finds out by the stack pointer: native stacks grow downwards, so an upcall
+//! comes in below the crossing of the foreign call it belongs to. One that does not shows that the newer crossings are gone: they are released in order (I5), and the
+//! upcall belongs to the call above.
+//!
+//! ```text
+//!   foreign call 0   sp 0x9000  <-- the upcall belongs to this call: it is the newest that lies above
+//!     C, setjmp
+//!                       ...     <-- an upcall comes in here, from the C function that called setjmp
+//!     upcall         sp 0x8e00      skipped
+//!       foreign call 1  0x8c00      skipped
+//!         C, longjmp
+//! ```
+//!
+//! An upcall that comes in below the skipped crossing, since C has gone deeper meanwhile or its own frame and stack arguments are larger than the skipped frames, shows
+//! nothing. It counts as one of the skipped call until C comes back (`guide::jumps`). The other error, to release a call that is not over, cannot happen: C that was called
+//! from below a crossing has its stack pointer below.
+
+use super::crossing::{carry, go_in, vm_of};
+use crate::activation::{ForeignFrame, Upcalls};
+use crate::arch;
+use crate::control::{MachineState, Saved};
+use crate::faults::Faults;
+use crate::home::home;
+use crate::pause::Shared;
+use crate::record::Ownership;
+use crate::registry::{AttachError, Unreleased};
+use crate::state::{Event, State};
+use crate::thread::{Innermost, Record, innermost, keep_world};
+use crate::transition::{describe, hook, repair_slow, wait_to_come_in};
+use crate::unwind;
+use crate::vm::{Crossing, ErrorPolicy, FrameKind, Report, Site, StackScanner, UpcallRefused};
+use core::any::type_name;
+use std::sync::Arc;
+
+/// Where an upcall arrives.
+#[derive(Clone, Copy)]
+pub(super) enum Arrival<'a, V: StackScanner> {
+    /// On this mutator of its thread.
+    On(&'a Record<V>),
+    /// The same, and it has become managed at its depth and seen that a pause is wanted.
+    Waiting(&'a Record<V>),
+    /// In this world, which is not the thread's only one, or not yet one of its worlds.
+    In(&'a Arc<Shared<V>>),
+    /// On a thread with no mutator, with several, or with one of another type of VM.
+    Somewhere,
+}
+
+/// An upcall from the moment it is managed to the moment it is foreign again, on the mutator and in the activation that it is given. Runs once, or not at all.
+pub(super) struct ManagedPart<'a, V: StackScanner>(&'a mut dyn FnMut(&Record<V>, &ForeignFrame));
+
+impl<'a, V: StackScanner> ManagedPart<'a, V> {
+    pub(super) fn new(run: &'a mut dyn FnMut(&Record<V>, &ForeignFrame)) -> Self {
+        Self(run)
+    }
+
+    fn run(self, record: &Record<V>, frame: &ForeignFrame) {
+        (self.0)(record, frame);
+    }
+}
+
+/// An upcall on its way in.
+struct Arriving<'a, V: StackScanner> {
+    /// Its stack pointer, in the function that C called.
+    sp: usize,
+    /// The upcall function's own policy.
+    policy: Option<ErrorPolicy>,
+    managed: ManagedPart<'a, V>,
+}
+
+/// Leads an upcall to its managed part; or refuses it, and tells whoever is to know.
+#[inline(never)]
+pub(super) fn arrive<V: StackScanner>(
+    arrival: Arrival<'_, V>,
+    sp: usize,
+    policy: Option<ErrorPolicy>,
+    managed: ManagedPart<'_, V>,
+) {
+    let upcall = Arriving { sp, policy, managed };
+    match arrival {
+        Arrival::On(record) => upcall.on(record),
+        Arrival::Waiting(record) => {
+            // SAFETY: the word of a mutator that is managed in an upcall holds the record of that activation, and that has an older one.
+            let (frame, saved) = unsafe {
+                let frame = &*record.header.word.record();
+                (frame, &*frame.older)
+            };
+            upcall.waiting(record, saved, frame);
+        }
+        Arrival::In(shared) => upcall.in_world(shared),
+        Arrival::Somewhere => upcall.somewhere(),
+    }
+}
+
+impl<V: StackScanner> Arriving<'_, V> {
+    fn somewhere(self) {
+        match innermost::<V>(self.sp) {
+            // SAFETY: this thread's attached record of a world of `V`.
+            Innermost::Of(record) => self.on(unsafe { &*record }),
+            Innermost::Ambiguous => unwind::abort(format_args!(
+                "an upcall function of `{}` cannot tell which of two worlds it is for: both foreign calls were made in one stack frame; \
+                 use an `UpcallClosure`, which knows its world",
+                type_name::<V>()
+            )),
+            Innermost::None => match home::<V>() {
+                Some(shared) => self.attaching(&shared),
+                None => abort_homeless::<V>(),
+            },
+        }
+    }
+
+    fn in_world(self, shared: &Arc<Shared<V>>) {
+        // SAFETY: null, or this thread's attached record of this world.
+        match unsafe { shared.current().as_ref() } {
+            Some(record) => self.on(record),
+            None => self.attaching(shared),
+        }
+    }
+
+    /// Attaches a thread that calls in for the first time, and goes on.
+    fn attaching(self, shared: &Arc<Shared<V>>) {
+        let attached = match unwind::stop(|| shared.attach(Ownership::Thread, 0)) {
+            Ok(attached) => attached,
+            Err(payload) => {
+                if self.policy == Some(ErrorPolicy::Abort) {
+                    unwind::abort(format_args!(
+                        "a foreign thread that called in could not be attached: `Vm::attach` {}",
+                        describe::<V>(&payload)
+                    ));
+                }
+                shared.vm.report(&Report::UpcallErrorUnclaimed { error: describe::<V>(&payload) });
+                return;
+            }
+        };
+        let report = match attached {
+            Ok(record) => return self.on(record),
+            Err(AttachError::Shutdown) => Report::UpcallAfterShutdown,
+            Err(AttachError::ThreadExiting) => Report::UpcallAtThreadExit,
+            Err(AttachError::NotOpen) => Report::UpcallBeforeOpen,
+            // By the handler of a signal, while this upcall was on its way to attach.
+            Err(AttachError::AlreadyAttached) => return self.in_world(shared),
+            Err(error @ AttachError::PauseHeldHere) => {
+                unwind::abort(format_args!("a foreign thread calls in: {error}"))
+            }
+        };
+        shared.vm.report(&report);
+    }
+
+    fn on(self, record: &Record<V>) {
+        let header = &record.header;
+        let Some(saved) = header.word.published() else { return self.managed_already(record) };
+        // SAFETY: the word of an attached mutator holds a live record.
+        let saved = unsafe { saved.as_ref() };
+        let (stack, limit, crossing) =
+            (header.native_stack(), header.stack_limit.get(), saved.native_sp::<V>());
+        // On a stack that is not the thread's own there is nothing to compare with.
+        if stack.contains(&self.sp) {
+            if self.sp < limit && !V::FAULTS.has(Faults::NO_STACK_CHECK) {
+                let (left, reserve) = (self.sp - stack.start, limit - stack.start);
+                let refused = UpcallRefused::StackExhausted { left, reserve, call_site: saved.site.get() };
+                return self.refuse(record, saved, refused);
+            }
+            if self.sp >= crossing && stack.contains(&crossing) && !V::FAULTS.has(Faults::NO_SKIP_CHECK) {
+                let Some(call) = header.call_above::<V>(saved.older, self.edge()) else {
+                    abort_managed::<V>(record)
+                };
+                repair_slow(vm_of::<V>(record), header, call);
+                return self.from(record, call);
+            }
+        }
+        self.from(record, saved);
+    }
+
+    /// The mutator is managed: foreign code has skipped the running activation, or an upcall function was called where it must not be.
+    fn managed_already(self, record: &Record<V>) {
+        let header = &record.header;
+        // SAFETY: the word of an attached mutator holds a live record.
+        let running = unsafe { &*header.word.record() };
+        let (stack, entry) = (header.native_stack(), running.entry_sp.get());
+        if running.depth > 0
+            && stack.contains(&self.sp)
+            && stack.contains(&entry)
+            && !V::FAULTS.has(Faults::NO_SKIP_CHECK)
+        {
+            // What the running activation calls lies below where it was entered; what called it lies above.
+            let edge = self.edge();
+            if edge > entry
+                && let Some(call) = header.call_above::<V>(running.older, edge)
+            {
+                repair_slow(vm_of::<V>(record), header, call);
+                return self.from(record, call);
+            }
+        }
+        abort_managed::<V>(record)
+    }
+
+    /// Where the frame of whoever called the upcall function ends.
+    fn edge(&self) -> usize {
+        arch::caller_sp(self.sp).unwrap_or(self.sp)
+    }
+
+    /// From the foreign call whose record is `saved`, on that call's terms.
+    fn from(self, record: &Record<V>, saved: &ForeignFrame) {
+        // SAFETY: null, or a live record of this mutator.
+        if let Some(frame) = unsafe { saved.newer().as_ref() } {
+            return self.at(record, saved, frame);
+        }
+        let terms = saved.terms();
+        if matches!(saved.kind.get(), FrameKind::Suspended | FrameKind::Resuming) {
+            abort_switched::<V>(record, saved);
+        }
+        if terms.upcalls == Upcalls::Forbidden {
+            let refused = UpcallRefused::Forbidden { call_site: saved.site.get() };
+            return self.refuse(record, saved, refused);
+        }
+        let Self { sp, policy, managed } = self;
+        if terms.ends_with_upcall {
+            let mut managed = Some(managed);
+            let mut run = |record: &Record<V>, frame: &ForeignFrame| {
+                // Managed at last: until here a stopper may have been reading what ends now.
+                saved.end_until_first_upcall();
+                if let Some(managed) = managed.take() {
+                    managed.run(record, frame);
+                }
+            };
+            let upcall = Arriving::<V> { sp, policy, managed: ManagedPart::new(&mut run) };
+            return upcall.preserving(record, saved, terms.preserve);
+        }
+        Arriving { sp, policy, managed }.preserving(record, saved, terms.preserve);
+    }
+
+    /// With the managed side's machine state in the upcall and C's own after it.
+    fn preserving(self, record: &Record<V>, saved: &ForeignFrame, preserve: MachineState) {
+        // SAFETY: a live record of this mutator.
+        let frame = unsafe { &*saved.newer_slow() };
+        if preserve == MachineState::NOTHING {
+            return self.at(record, saved, frame);
+        }
+        // C gets its own state back, also when an exception of its own passes through the upcall.
+        let _foreign = scopeguard::guard(Saved::read(preserve), |foreign| foreign.restore());
+        saved.machine().restore();
+        self.at(record, saved, frame);
+    }
+
+    /// To the activation whose record is `frame`.
+    fn at(self, record: &Record<V>, saved: &ForeignFrame, frame: &ForeignFrame) {
+        if !go_in::<V>(record, frame) {
+            return self.waiting(record, saved, frame);
+        }
+        self.managed.run(record, frame);
+    }
+
+    /// Waits, since a pause is wanted, before the body runs.
+    fn waiting(self, record: &Record<V>, saved: &ForeignFrame, frame: &ForeignFrame) {
+        match wait_to_come_in::<V>(&record.header, saved, frame) {
+            Ok(()) => self.managed.run(record, frame),
+            Err(Unreleased::PauseHeldHere) => {
+                // What the way in took, a global lock, is given back: the way back of the foreign call takes it again.
+                hook(|| vm_of::<V>(record).leaving_managed(Crossing::Upcall));
+                self.refuse(record, saved, UpcallRefused::PauseHeldHere { call_site: saved.site.get() });
+            }
+            Err(Unreleased::Ended) => {
+                let vm = vm_of::<V>(record);
+                hook(|| {
+                    vm.leaving_managed(Crossing::Upcall);
+                    vm.report(&Report::UpcallAfterShutdown);
+                });
+            }
+        }
+    }
+
+    /// Refuses the upcall: the error goes to whoever runs the foreign call, or the pause.
+    fn refuse(self, record: &Record<V>, saved: &ForeignFrame, refused: UpcallRefused) {
+        // A foreign thread between upcalls may detach, also in a report: its world would go, with the VM that is reporting.
+        let _world = keep_world(&record.header);
+        carry(vm_of::<V>(record), saved, self.policy, Box::new(refused));
+    }
+}
+
+/// Nothing runs on a stack that was switched away from: were an upcall let in, its activation would lie above frames that go on before it ends.
+#[cold]
+#[inline(never)]
+fn abort_switched<V: StackScanner>(record: &Record<V>, saved: &ForeignFrame) -> ! {
+    unwind::abort(format_args!(
+        "mutator {} cannot receive an upcall: it is {} at {}; call upcall functions on the stack of the fiber that runs",
+        record.header.id.get(),
+        if saved.kind.get() == FrameKind::Suspended {
+            "a suspended fiber"
+        } else {
+            "waiting for the fiber it resumed"
+        },
+        Site(saved.site.get())
+    ))
+}
+
+#[cold]
+#[inline(never)]
+fn abort_managed<V: StackScanner>(record: &Record<V>) -> ! {
+    let header = &record.header;
+    let reason = State::Managed.after(Event::Upcall).err().unwrap_or_default();
+    // SAFETY: the word of an attached mutator holds a live record; `older` is null or one: the foreign call the running activation was called from.
+    let caller = unsafe { (*header.word.record()).older.as_ref() };
+    if let Some(region) = header.checked.region() {
+        unwind::abort(format_args!(
+            "mutator {} cannot receive an upcall: it is managed, {region}; {reason}; {}",
+            header.id.get(),
+            region.advice()
+        ));
+    }
+    match caller {
+        Some(caller) => unwind::abort(format_args!(
+            "mutator {} cannot receive an upcall: it is managed, in an upcall of the foreign call at {}; {reason}",
+            header.id.get(),
+            Site(caller.site.get())
+        )),
+        None => unwind::abort(format_args!(
+            "mutator {} cannot receive an upcall: it is managed; {reason}",
+            header.id.get()
+        )),
+    }
+}
+
+#[cold]
+#[inline(never)]
+fn abort_homeless<V>() -> ! {
+    unwind::abort(format_args!(
+        "a thread that no world knows called an upcall function of `{}`; call `World::adopt_foreign_threads` first, \
+         or use an `UpcallClosure`, which knows its world",
+        type_name::<V>()
+    ))
+}
