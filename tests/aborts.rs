@@ -16,8 +16,10 @@ use reentry_foreign::{
     Callback, DataCallback, foreign_call_back, foreign_call_back_elsewhere, foreign_call_back_last,
     foreign_catch, foreign_jump, foreign_land, foreign_land_and_call, foreign_throw,
 };
-use std::process::Command;
 use std::sync::OnceLock;
+
+#[path = "all/emulator.rs"]
+mod emulator;
 
 /// Whether the crate under test checks.
 const CHECKED: bool = cfg!(any(debug_assertions, feature = "checked"));
@@ -38,7 +40,7 @@ fn aborts_before(too_late: &str, name: &str, says: &[&str], misuse: impl FnOnce(
         // Not reached; if it is, the parent sees this status in place of the signal.
         std::process::exit(77);
     }
-    let mut child = Command::new(std::env::current_exe().unwrap());
+    let mut child = emulator::this_binary();
     let output = child.args([name, "--exact", "--nocapture"]).env(CHILD, name).output().unwrap();
     let said = String::from_utf8_lossy(&output.stderr);
     #[cfg(unix)]

@@ -9,11 +9,12 @@ use reentry::{
     Capture, Fiber, Mutator, RootVisitor, Segment, StackScanner, UpcallClosure, Vm, World, upcall_fn,
 };
 use reentry_foreign::{foreign_call_back, foreign_call_back_last};
-use std::process::Command;
 use std::rc::Rc;
 use std::sync::Arc;
 use strand::{Strand, suspend, switch_back};
 
+#[path = "all/emulator.rs"]
+mod emulator;
 #[path = "all/strand.rs"]
 mod strand;
 
@@ -27,7 +28,7 @@ fn aborts(name: &str, says: &[&str], misuse: impl FnOnce(World<Small>)) {
         // Not reached; if it is, the parent sees this status in place of the signal.
         std::process::exit(77);
     }
-    let mut child = Command::new(std::env::current_exe().unwrap());
+    let mut child = emulator::this_binary();
     let output = child.args([name, "--exact", "--nocapture"]).env(CHILD, name).output().unwrap();
     let said = String::from_utf8_lossy(&output.stderr);
     #[cfg(unix)]

@@ -9,6 +9,7 @@ use core::cell::Cell;
 use core::ffi::{c_int, c_void};
 use core::hint::black_box;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use emulator::EMULATED;
 use reentry::dynamic::{Abi, Closure, Function, Library, Plan, Signature, Type, Types, Value};
 use reentry::faults::Faults;
 use reentry::testkit::bytecode::Program;
@@ -22,6 +23,9 @@ use reentry_foreign::{
     foreign_land_many,
 };
 use std::alloc::System;
+
+#[path = "all/emulator.rs"]
+mod emulator;
 
 thread_local! {
     /// Allocations and reallocations of this thread. Without a destructor, so that it can be counted to the last.
@@ -82,8 +86,10 @@ fn allocations(f: impl FnOnce()) -> u64 {
 }
 
 const WARM_UP: usize = 3;
-const CALLS: usize = 1_000_000;
-const UPCALLS: c_int = 100_000;
+const CALLS: usize = if EMULATED { 20_000 } else { 1_000_000 };
+const UPCALLS: c_int = if EMULATED { 5_000 } else { 100_000 };
+const ERRORS: u64 = if EMULATED { 2_000 } else { 100_000 };
+const SIGNATURES: u32 = if EMULATED { 10_000 } else { 100_000 };
 
 fn worlds() -> impl Iterator<Item = World<TestVm>> {
     [FenceStrategy::Symmetric, FenceStrategy::Asymmetric]
@@ -481,9 +487,9 @@ fn a_hundred_thousand_errors_leave_nothing_behind() {
             };
             (0..WARM_UP).for_each(|_| fail_once());
             let before = LIVE.get();
-            let allocated = allocations(|| (0..100_000).for_each(|_| fail_once()));
+            let allocated = allocations(|| (0..ERRORS).for_each(|_| fail_once()));
             assert_eq!(LIVE.get(), before, "{how:?} {nested}: blocks and bytes");
-            assert!(allocated >= 100_000, "{how:?}: an error is a box, so the counter has seen it");
+            assert!(allocated >= ERRORS, "{how:?}: an error is a box, so the counter has seen it");
         }
     }
 }
@@ -577,7 +583,7 @@ fn a_hundred_thousand_signatures_leave_nothing_behind() {
     };
     (0..1000).for_each(make);
     let (mut least, mut most) = (i64::MAX, 0);
-    for index in 1000..101_000 {
+    for index in 1000..1000 + SIGNATURES {
         make(index);
         let (_, bytes) = LIVE.get();
         (least, most) = (least.min(bytes), most.max(bytes));

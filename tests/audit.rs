@@ -15,9 +15,11 @@ use reentry::{
 };
 use reentry_foreign::foreign_call_back_last_and_go_on;
 use std::panic::catch_unwind;
-use std::process::Command;
 use std::sync::Mutex;
 use std::time::Instant;
+
+#[path = "all/emulator.rs"]
+mod emulator;
 
 fn audit() -> Audit {
     Audit::new(Ref::address)
@@ -962,7 +964,7 @@ const CHILD: &str = "REENTRY_AUDIT_CHILD";
 
 /// Runs a test of this binary in a process of its own, under the net.
 fn under_the_net(name: &str, part: &str) -> (bool, String) {
-    let mut child = Command::new(std::env::current_exe().unwrap());
+    let mut child = emulator::this_binary();
     child.args([name, "--exact", "--nocapture"]).env(CHILD, part).env("REENTRY_AUDIT", "1");
     let output = child.output().unwrap();
     (output.status.success(), String::from_utf8_lossy(&output.stderr).into_owned())

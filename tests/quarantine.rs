@@ -9,8 +9,10 @@ use reentry::dynamic::{Closure, LateCall, Quarantine, Signature};
 use reentry::testkit::TestVm;
 use reentry_foreign::{Callback, foreign_call_back};
 use std::collections::BTreeSet;
-use std::process::Command;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+#[path = "all/emulator.rs"]
+mod emulator;
 
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
@@ -128,7 +130,7 @@ fn a_late_call_aborts_naming_the_closure_if_the_quarantine_says_so() {
         call(&world, code);
         std::process::exit(77);
     }
-    let mut child = Command::new(std::env::current_exe().unwrap());
+    let mut child = emulator::this_binary();
     let output = child.args([name, "--exact", "--nocapture"]).env(CHILD, "1").output().unwrap();
     let said = String::from_utf8_lossy(&output.stderr);
     #[cfg(unix)]
@@ -148,7 +150,7 @@ fn without_executable_memory_there_is_an_error_and_no_closure() {
     use reentry::dynamic::ClosureError;
     let name = "without_executable_memory_there_is_an_error_and_no_closure";
     if std::env::var_os(CHILD).is_none() {
-        let mut child = Command::new(std::env::current_exe().unwrap());
+        let mut child = emulator::this_binary();
         let output = child.args([name, "--exact", "--nocapture"]).env(CHILD, "1").output().unwrap();
         let said = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success() && said.contains("as it should be"), "{said}");

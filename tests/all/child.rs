@@ -1,22 +1,9 @@
 //! Tests that need a process of their own: they run themselves again in one.
 
-use std::process::{Command, Output};
+use crate::emulator::this_binary;
+use std::process::Output;
 
 const CHILD: &str = "REENTRY_CHILD_TEST";
-
-/// Names the emulator that this binary runs under, with its arguments: a child has to be run under it too.
-const EMULATOR: &str = "REENTRY_EMULATOR";
-
-/// This binary, to be run again.
-pub(crate) fn this_binary() -> Command {
-    let binary = std::env::current_exe().unwrap();
-    let emulator = std::env::var(EMULATOR).unwrap_or_default();
-    let mut words = emulator.split_whitespace();
-    let Some(program) = words.next() else { return Command::new(binary) };
-    let mut command = Command::new(program);
-    command.args(words).arg(binary);
-    command
-}
 
 /// Runs `body` in a process of its own, the test `name` of this binary, and returns how that ended. In the child it does not return: the process exits with 0, by `exit`, when `body` has returned.
 #[track_caller]

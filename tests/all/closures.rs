@@ -1,5 +1,6 @@
 //! Closures with run-time signatures: managed callables that C has as plain function pointers, from the first call to those that come too late.
 
+use crate::emulator::EMULATED;
 use crate::plain::{Plain, Steps, for_each_strategy, message, number, panic_quietly};
 use core::ffi::{c_int, c_void};
 use core::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
@@ -39,7 +40,12 @@ fn call_back<V: StackScanner>(mutator: &mut reentry::Mutator<V>, callback: Callb
 }
 
 /// Each collection moves so many objects, which takes its time in debug builds.
-const VERY_MANY: usize = if cfg!(debug_assertions) { 5_000 } else { 20_000 };
+const VERY_MANY: usize = match (EMULATED, cfg!(debug_assertions)) {
+    (true, _) => 3_000,
+    (false, true) => 5_000,
+    (false, false) => 20_000,
+};
+const MANY: usize = if EMULATED { 100 } else { 500 };
 
 /// SCENARIO 12 with closures: C's sort, whose comparator is a closure without user data that allocates and collects.
 #[test]
@@ -51,7 +57,7 @@ fn qsort_sorts_with_a_closure_that_collects_in_every_comparison() {
         .unwrap();
     let qsort = Library::this_process().function(&name, &signature).unwrap();
     let comparisons = Arc::new(AtomicUsize::new(0));
-    for (count, every) in [(0_usize, 1), (1, 1), (2, 1), (3, 1), (500, 1), (VERY_MANY, VERY_MANY / 4)] {
+    for (count, every) in [(0_usize, 1), (1, 1), (2, 1), (3, 1), (MANY, 1), (VERY_MANY, VERY_MANY / 4)] {
         let counted = Arc::clone(&comparisons);
         let compare =
             Closure::new(&world, signature.parameters()[3].function().unwrap(), move |mutator, call| {
@@ -215,7 +221,7 @@ fn a_hundred_thousand_errors_in_a_row_leave_nothing_behind() {
     let world = World::new(TestVm::new());
     let fails = Closure::new(&world, &int_to_int(), |_, _| Err(Trap::NoSuchNative(1))).unwrap();
     let mut mutator = world.attach().unwrap();
-    for _ in 0..100_000 {
+    for _ in 0..if EMULATED { 10_000 } else { 100_000 } {
         // SAFETY: calls the callback.
         let outcome = mutator.foreign_call().try_run(|| unsafe { foreign_call_back(code(&fails), 1) });
         assert_eq!(outcome, Err(Trap::NoSuchNative(1)));

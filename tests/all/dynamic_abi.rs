@@ -2,6 +2,7 @@
 //!
 //! C's side is generated (`tests/foreign/abi.rs`) and compiled by the C compiler, which is the oracle. Values are compared field by field: padding is nobody's.
 
+use crate::emulator::EMULATED;
 use proptest::collection::vec;
 use proptest::prelude::{Just, any};
 use proptest::test_runner::{Config, TestRunner};
@@ -18,7 +19,11 @@ use std::sync::{Arc, Mutex};
 const SEED: u64 = 0xD15C_0B0E;
 
 /// How often each function is called, with other values each time. Checked mode looks at no value but pointers, so the optimised suite has tried the many before it runs.
-const ROUNDS: usize = if cfg!(any(debug_assertions, feature = "checked")) { 8 } else { 64 };
+const ROUNDS: usize = match (EMULATED, cfg!(any(debug_assertions, feature = "checked"))) {
+    (true, _) => 2,
+    (false, true) => 8,
+    (false, false) => 64,
+};
 
 /// SplitMix64.
 struct Random {

@@ -1,6 +1,6 @@
 //! The example `dynamic`, as a program of its own: its scripts, and what it says of scripts that are wrong.
 
-use crate::child;
+use crate::emulator;
 use std::process::Output;
 
 #[path = "../../examples/dynamic/main.rs"]
@@ -24,7 +24,7 @@ fn help_is_asked_for() {
 /// Runs the program: this binary again, in which the test above is the program.
 fn run(arguments: &[&str]) -> Output {
     let arguments: String = arguments.iter().flat_map(|argument| [*argument, "\x1f"]).collect();
-    child::this_binary()
+    emulator::this_binary()
         .args(["dynamic_example::help_is_asked_for", "--exact", "--nocapture"])
         .env(ARGUMENTS, arguments)
         .output()

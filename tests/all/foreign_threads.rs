@@ -1,6 +1,7 @@
 //! Threads the VM has never seen: a worker pool's, a hundred at once, one that a signal interrupts, one that comes too early, too late, or when it is nearly gone.
 
 use crate::child;
+use crate::emulator::EMULATED;
 use crate::plain::{Plain, Steps, for_each_strategy};
 use core::ffi::{c_int, c_long};
 use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -68,6 +69,7 @@ unsafe impl FaultSet for Hundred {
 #[test]
 fn a_hundred_foreign_threads_call_in_a_thousand_times_each_while_everything_moves() {
     type Vm = TestVm<Hundred>;
+    const CALLS: c_int = if EMULATED { 200 } else { 1000 };
     static RECORDS: Mutex<BTreeSet<usize>> = Mutex::new(BTreeSet::new());
     extern "C" fn nothing(x: c_int) -> c_int {
         thread::yield_now();
@@ -100,7 +102,8 @@ fn a_hundred_foreign_threads_call_in_a_thousand_times_each_while_everything_move
             collections
         });
         // SAFETY: the callback is an upcall of a world that adopts foreign threads.
-        assert_eq!(unsafe { foreign_threads(100, 1000, upcall_fn(body)) }, 100 * 499_500);
+        let sum = unsafe { foreign_threads(100, CALLS, upcall_fn(body)) };
+        assert_eq!(sum, 100 * c_long::from(CALLS) * c_long::from(CALLS - 1) / 2);
         assert_eq!(world.attached(), 0, "each was detached by its exit");
         let records = RECORDS.lock().unwrap().len();
         // SAFETY: as above.

@@ -1,6 +1,7 @@
 //! Safe code, and C that keeps to its signatures, against dynamic calls and closures. What they try must be refused, or turn out harmless.
 
 use crate::child;
+use crate::emulator::EMULATED;
 use crate::plain::{Plain, Steps, number, panic_quietly};
 use core::cell::Cell;
 use core::ffi::{c_int, c_void};
@@ -123,7 +124,7 @@ fn a_thread_that_takes_over_a_record_does_not_count_as_the_one_that_made_the_clo
         "hostile_dynamic::a_thread_that_takes_over_a_record_does_not_count_as_the_one_that_made_the_closure";
     child::succeeds(name, || {
         let steps = &WORLD.vm().steps;
-        for _ in 0..1000 {
+        for _ in 0..if EMULATED { 200 } else { 1000 } {
             let (begin, stop, held) = (steps.now(), AtomicBool::new(false), Arc::new(()));
             let closure = thread::scope(|scope| {
                 let maker = thread::Builder::new().stack_size(STACK).spawn_scoped(scope, || {

@@ -9,6 +9,7 @@ mod dynamic;
 mod dynamic_abi;
 mod dynamic_example;
 mod early_release;
+mod emulator;
 mod errors;
 mod exceptions;
 mod fibers;

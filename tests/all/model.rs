@@ -3,6 +3,7 @@
 #[path = "../model/mod.rs"]
 mod nestings;
 
+use crate::emulator::EMULATED;
 use nestings::machine::{self, Tally};
 use nestings::program::{self, Foreign, Op, Pick, Plan};
 use proptest::prelude::{Strategy, any};
@@ -13,7 +14,11 @@ use reentry::testkit::{Correct, FaultSet};
 use std::sync::Mutex;
 
 /// How many programs, and from which seed, unless `MODEL_CASES` and `MODEL_SEED` say otherwise.
-const CASES: u64 = if cfg!(debug_assertions) { 500 } else { 3000 };
+const CASES: u64 = match (EMULATED, cfg!(debug_assertions)) {
+    (true, _) => 100,
+    (false, true) => 500,
+    (false, false) => 3000,
+};
 const SEED: u64 = 17785;
 
 /// What programs are to be made of, as the machine counts it.

@@ -1,5 +1,6 @@
 //! C's own sort with a managed comparator, which allocates and collects between any two of C's instructions that call it.
 
+use crate::emulator::EMULATED;
 use core::cell::Cell;
 use core::ffi::{c_int, c_void};
 use reentry::testkit::{Ref, TestVm};
@@ -137,6 +138,14 @@ fn qsort_sorts_very_many_strings_while_the_comparator_collects_now_and_then() {
     sort_pinned::<10_000>(VERY_MANY_STRINGS);
 }
 
-/// A collection visits every string, so the work grows with the square of these: without optimisation they are smaller.
-const MANY_STRINGS: usize = if cfg!(debug_assertions) { 250 } else { 1000 };
-const VERY_MANY_STRINGS: usize = if cfg!(debug_assertions) { 5_000 } else { 100_000 };
+/// A collection visits every string, so the work grows with the square of these: without optimisation they are smaller, and smaller still in an emulator.
+const MANY_STRINGS: usize = match (EMULATED, cfg!(debug_assertions)) {
+    (true, _) => 100,
+    (false, true) => 250,
+    (false, false) => 1000,
+};
+const VERY_MANY_STRINGS: usize = match (EMULATED, cfg!(debug_assertions)) {
+    (true, _) => 2_000,
+    (false, true) => 5_000,
+    (false, false) => 100_000,
+};

@@ -3,6 +3,7 @@
 //! A test that waits for another thread does so by [`Steps`], never by time alone. Where a test sleeps inside a pause, it gives a thread that should wait
 //! the chance to do wrong; what it asserts does not depend on how long.
 
+use crate::emulator::EMULATED;
 use crate::plain::{Plain, Steps, Told, for_each_strategy, number, panic_quietly, told};
 use core::cell::Cell;
 use core::ffi::{c_int, c_void};
@@ -470,7 +471,7 @@ fn pause_many(fence: FenceStrategy, foreign: usize, polling: usize, rounds: u32)
 #[test]
 fn a_thousand_mutators_stop_and_resume_a_thousand_times_and_none_is_lost() {
     for_each_strategy(|fence| {
-        pause_many(fence, 990, 10, 1000);
+        pause_many(fence, 990, 10, if EMULATED { 200 } else { 1000 });
     });
 }
 
@@ -783,7 +784,7 @@ fn a_panic_in_an_upcall_resumes_after_c_has_cleaned_up_with_the_fallback_value()
         let mut mutator = world.attach().unwrap();
         let callback = upcall_fn_or(body, || -7);
         let record = mutator.record_address();
-        for round in 0..10_000 {
+        for round in 0..if EMULATED { 2_000 } else { 10_000 } {
             ROUND.store(round, Ordering::Relaxed);
             let (mut cleaned_up, mut given) = (0, 0);
             let panicked_with = number(|| {

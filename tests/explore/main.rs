@@ -8,6 +8,8 @@ mod fibers;
 mod scenarios;
 mod texts;
 
+#[path = "../all/emulator.rs"]
+mod emulator;
 #[path = "../all/programs.rs"]
 mod programs;
 #[path = "../all/strand.rs"]

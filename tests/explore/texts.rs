@@ -156,9 +156,8 @@ fn a_run_that_does_not_end_ends_the_process_with_its_schedule() {
         let failed = explorer.replay(&"hangs: ".parse().unwrap(), hangs);
         unreachable!("{failed:?}");
     }
-    let own = std::env::current_exe().unwrap();
     let name = "texts::a_run_that_does_not_end_ends_the_process_with_its_schedule";
-    let child = std::process::Command::new(own)
+    let child = crate::emulator::this_binary()
         .args([name, "--exact", "--nocapture"])
         .env(HANG, "1")
         .output()
