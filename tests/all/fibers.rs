@@ -551,7 +551,7 @@ impl Strand<Vm> {
     /// Unwinds the stack, as its destructor would, with the fiber resumed.
     fn unwind(mut self, mutator: &mut Mutator<Vm>) {
         let fiber = Arc::clone(&self.fiber);
-        mutator.resume(&fiber, || self.stack.force_unwind()).unwrap();
+        mutator.resume(&fiber, || self.stack.unwind()).unwrap();
     }
 
     /// Resumes a fiber that has ended, and enters it on this stack.

@@ -12,7 +12,7 @@ use reentry::{
 };
 use reentry_foreign::{
     Quad, foreign_call_back, foreign_call_back_last, foreign_give, foreign_give_struct, foreign_hold,
-    foreign_litter, foreign_meet,
+    foreign_litter, foreign_meet, foreign_word,
 };
 use std::sync::{Mutex, MutexGuard};
 use std::thread;
@@ -285,7 +285,7 @@ unsafe impl StackScanner for Conservative {
             (words.start.next_multiple_of(size_of::<usize>())..words.end).step_by(size_of::<usize>())
         {
             // SAFETY: a word of a stack whose thread is stopped or foreign, between the crossing and the entry.
-            look(unsafe { core::ptr::with_exposed_provenance::<usize>(address).read_volatile() }, 0);
+            look(unsafe { foreign_word(core::ptr::with_exposed_provenance(address)) }, 0);
         }
         for &register in segment.registers() {
             look(register, 1);

@@ -245,11 +245,12 @@ fn watch<const TAG: u32>(world: &World<Plain<TAG>>, id: &AtomicU64, done: &Atomi
     watched
 }
 
-/// Ten million crossings in an optimised build. In one that is not, a crossing under this watch takes 4 us: one million. In an emulator it takes 40.
+/// Ten million crossings in an optimised build. In one that is not, a crossing under this watch takes 4 us: one million. In an emulator it takes 40, and more under ThreadSanitizer, which is there for
+/// the other thread that samples.
 #[test]
 fn a_profiler_finds_every_activation_whole_whatever_crossing_it_hits() {
-    profile::<70>(match (EMULATED, cfg!(debug_assertions)) {
-        (true, _) => 100_000,
+    profile::<70>(match (EMULATED || cfg!(tsan), cfg!(debug_assertions)) {
+        (true, _) => 60_000,
         (false, true) => 1_000_000,
         (false, false) => 10_000_000,
     });

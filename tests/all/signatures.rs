@@ -966,13 +966,15 @@ fn a_prototype_has_a_name() {
 /// Threads that ask for the same signatures, and let them go, get the same.
 #[test]
 fn equal_signatures_of_several_threads_are_equal() {
+    // ThreadSanitizer (`.ci/tsan`) takes a second and more for each.
+    const ROUNDS: usize = if cfg!(tsan) { 3 } else { 20 };
     let text = |index: usize| format!("void (enum tag{index}, struct {{ char bytes[{index}]; }})");
     let kept: Vec<_> = (1..50).map(|index| Signature::parse(&text(index)).unwrap()).collect();
     std::thread::scope(|scope| {
         let made = [(); 4].map(|()| {
             scope.spawn(|| {
                 // Some of them are kept by nobody meanwhile.
-                (0..20)
+                (0..ROUNDS)
                     .for_each(|_| (1..200).for_each(|index| drop(Signature::parse(&text(index)).unwrap())));
                 (1..200).map(|index| Signature::parse(&text(index)).unwrap()).collect::<Vec<_>>()
             })

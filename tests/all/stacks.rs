@@ -11,7 +11,9 @@ use reentry::{
     Capture, FenceStrategy, Mutator, Report, RootVisitor, Segment, StackScanner, UpcallClosure, Vm, World,
     upcall_fn,
 };
-use reentry_foreign::{foreign_call_back, foreign_call_back_last, foreign_call_back_on_context};
+use reentry_foreign::{
+    foreign_call_back, foreign_call_back_last, foreign_call_back_on_context, foreign_word,
+};
 use std::sync::Mutex;
 use std::thread;
 
@@ -41,7 +43,7 @@ unsafe impl StackScanner for Words {
         let mut sum = 0_usize;
         for address in (words.start.next_multiple_of(8)..words.end).step_by(8) {
             // SAFETY: a word of a stack whose thread is stopped or foreign, between the crossing and the entry.
-            sum ^= unsafe { core::ptr::with_exposed_provenance::<usize>(address).read_volatile() };
+            sum ^= unsafe { foreign_word(core::ptr::with_exposed_provenance(address)) };
         }
         core::hint::black_box(sum);
         self.segments.lock().unwrap().push((segment.depth(), words));

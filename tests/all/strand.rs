@@ -24,9 +24,70 @@ fn set_leader(leader: *const Leader) -> *const Leader {
     LEADER.replace(leader)
 }
 
+/// A stack to switch to. ThreadSanitizer, where it is built in (`.ci/tsan`), is told of each switch, by whoever switches there and has come back: so each frame ends on the stack it began on.
+pub(crate) struct Stack {
+    coroutine: Coroutine<(), (), ()>,
+    #[cfg(tsan)]
+    known_as: *mut core::ffi::c_void,
+}
+
+#[cfg(tsan)]
+unsafe extern "C" {
+    fn __tsan_create_fiber(flags: core::ffi::c_uint) -> *mut core::ffi::c_void;
+    fn __tsan_destroy_fiber(fiber: *mut core::ffi::c_void);
+    fn __tsan_get_current_fiber() -> *mut core::ffi::c_void;
+    fn __tsan_switch_to_fiber(fiber: *mut core::ffi::c_void, flags: core::ffi::c_uint);
+}
+
+impl Stack {
+    fn new(body: impl FnOnce(&Yielder<(), ()>) + 'static) -> Self {
+        Self {
+            coroutine: Coroutine::new(move |yielder, ()| body(yielder)),
+            #[cfg(tsan)]
+            // SAFETY: no flag is set.
+            known_as: unsafe { __tsan_create_fiber(0) },
+        }
+    }
+
+    #[cfg(not(tsan))]
+    fn switch<R>(&mut self, there: impl FnOnce(&mut Coroutine<(), (), ()>) -> R) -> R {
+        there(&mut self.coroutine)
+    }
+
+    #[cfg(tsan)]
+    fn switch<R>(&mut self, there: impl FnOnce(&mut Coroutine<(), (), ()>) -> R) -> R {
+        // SAFETY: the one runs here, and the other is this stack's until that is dropped.
+        let before = unsafe {
+            let before = __tsan_get_current_fiber();
+            __tsan_switch_to_fiber(self.known_as, 0);
+            before
+        };
+        let result = std::panic::catch_unwind(core::panic::AssertUnwindSafe(|| there(&mut self.coroutine)));
+        // SAFETY: what ran here before.
+        unsafe { __tsan_switch_to_fiber(before, 0) };
+        result.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    }
+
+    /// Unwinds what is on it, as its drop does.
+    pub(crate) fn unwind(&mut self) {
+        self.switch(Coroutine::force_unwind);
+    }
+}
+
+impl Drop for Stack {
+    fn drop(&mut self) {
+        self.unwind();
+        #[cfg(tsan)]
+        // SAFETY: made by `new`; nothing runs on this stack.
+        unsafe {
+            __tsan_destroy_fiber(self.known_as);
+        }
+    }
+}
+
 /// A fiber on a stack of its own.
 pub(crate) struct Strand<V: StackScanner> {
-    pub(crate) stack: Coroutine<(), (), ()>,
+    pub(crate) stack: Stack,
     pub(crate) fiber: Arc<Fiber<V>>,
     leader: Arc<Leader>,
 }
@@ -45,7 +106,7 @@ impl<V: StackScanner> Strand<V> {
         let fiber = Arc::new(world.fiber().unwrap());
         let leader = Arc::new(Leader::default());
         let (inner, leads) = (Arc::clone(&fiber), Arc::clone(&leader));
-        let stack = Coroutine::new(move |yielder, ()| {
+        let stack = Stack::new(move |yielder| {
             leads.store(core::ptr::from_ref(yielder).cast_mut(), Ordering::Relaxed);
             body(&inner);
         });
@@ -58,7 +119,7 @@ impl<V: StackScanner> Strand<V> {
         let back = scopeguard::guard((), |()| {
             set_leader(before);
         });
-        let result = self.stack.resume(());
+        let result = self.stack.switch(|stack| stack.resume(()));
         drop(back);
         matches!(result, CoroutineResult::Return(()))
     }

@@ -46,7 +46,7 @@ pub(crate) struct Machine<F: FaultSet> {
 
 /// A machine's address, for its threads.
 struct Shared<F: FaultSet>(*const Machine<F>);
-// SAFETY: only the thread whose turn it is uses what the machine holds, and threads end before it does.
+// SAFETY: only the thread whose turn it is uses what the machine holds, and the last to have it before it ends is the thread that made it.
 unsafe impl<F: FaultSet> Send for Shared<F> {}
 
 impl<F: FaultSet> Clone for Shared<F> {

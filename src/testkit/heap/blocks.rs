@@ -410,13 +410,13 @@ impl Drop for Mapping {
     }
 }
 
-/// Memory from the kernel, with real guards.
+/// Memory from the kernel, with real guards. By the C library's functions and not by system calls: ThreadSanitizer sees those only, and would take two heaps that get the same addresses, one
+/// after the other, for one.
 #[cfg(all(target_os = "linux", not(miri)))]
 mod system {
     use core::ffi::c_void;
     use core::ptr::{self, NonNull};
-
-    use rustix::mm::{self, Advice, MapFlags, MprotectFlags, ProtFlags};
+    use std::io;
 
     use super::BLOCK_BYTES;
 
@@ -454,13 +454,13 @@ mod system {
     ///
     /// If the system refuses.
     fn anonymous(bytes: usize) -> NonNull<c_void> {
-        let access = ProtFlags::READ | ProtFlags::WRITE;
+        let (access, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
         // SAFETY: a new private mapping at an address the kernel chooses touches no memory in use.
-        let mapped = unsafe { mm::mmap_anonymous(ptr::null_mut(), bytes, access, MapFlags::PRIVATE) };
-        match mapped {
-            Ok(base) => NonNull::new(base).expect("the kernel maps nothing at null"),
-            Err(error) => panic!("the test kit's heap cannot map {bytes} bytes: {error}"),
+        let mapped = unsafe { libc::mmap(ptr::null_mut(), bytes, access, flags, -1, 0) };
+        if mapped == libc::MAP_FAILED {
+            panic!("the test kit's heap cannot map {bytes} bytes: {}", io::Error::last_os_error());
         }
+        NonNull::new(mapped).expect("the kernel maps nothing at null")
     }
 
     /// Takes away access and the pages, and keeps the addresses.
@@ -472,9 +472,9 @@ mod system {
         // Both may fail for want of kernel memory (the limit on mappings). The addresses stay ours all the same, and the
         // range keeps its poison: a weaker guard, not an error.
         // SAFETY: the caller owns the range and gives up access to it.
-        let _weaker = unsafe { mm::mprotect(base.as_ptr(), bytes, MprotectFlags::empty()) };
+        let _weaker = unsafe { libc::mprotect(base.as_ptr(), bytes, libc::PROT_NONE) };
         // SAFETY: the same; the contents are needed no more.
-        let _larger = unsafe { mm::madvise(base.as_ptr(), bytes, Advice::LinuxDontNeed) };
+        let _larger = unsafe { libc::madvise(base.as_ptr(), bytes, libc::MADV_DONTNEED) };
     }
 
     /// Gives the range back to the kernel.
@@ -485,7 +485,7 @@ mod system {
     pub(super) unsafe fn unmap(base: NonNull<c_void>, bytes: usize) {
         // A failure (the limit on mappings, when this would split one) leaks the range, which is safe.
         // SAFETY: the caller owns the range and gives it up.
-        let _leaked = unsafe { mm::munmap(base.as_ptr(), bytes) };
+        let _leaked = unsafe { libc::munmap(base.as_ptr(), bytes) };
     }
 }
 

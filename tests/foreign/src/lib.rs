@@ -106,6 +106,8 @@ foreign! {
     fn foreign_mirror(point: Point) -> Point;
     /// Does nothing.
     fn foreign_nothing();
+    /// The word at an address; no tool asks what it belongs to.
+    fn foreign_word(at: *const usize) -> usize;
     /// `callback(x)`.
     fn foreign_call_back(callback: Callback, x: c_int) -> c_int;
     /// `callback(x) + 1`: C that goes on after the callback.

@@ -138,7 +138,9 @@ impl<F: FaultSet> Machine<F> {
     }
 
     pub(super) fn give_turn(&self, to: usize) {
-        *lock(&self.turn) = to;
+        // Told under the lock: whoever has the turn may end the machine.
+        let mut turn = lock(&self.turn);
+        *turn = to;
         self.turned.notify_all();
     }
 
