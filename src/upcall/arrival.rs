@@ -40,7 +40,6 @@ use core::any::type_name;
 use std::sync::Arc;
 
 /// Where an upcall arrives.
-#[derive(Clone, Copy)]
 pub(super) enum Arrival<'a, V: StackScanner> {
     /// On this mutator of its thread.
     On(&'a Record<V>),
