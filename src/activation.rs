@@ -20,7 +20,7 @@ use crate::anchor::Anchor;
 use crate::arch;
 use crate::control::{MachineState, Saved, SignalsBlocked};
 use crate::root_stack::{Entry, EntryKind, RootMark, RootStack, word_of};
-use crate::sync::{Cell, SiteCell};
+use crate::sync::{Cell, SiteCell, release_fence};
 use crate::unwind::Payload;
 use crate::vm::{Capture, ErrorPolicy, FrameKind, Vm};
 use bumpalo::Bump;
@@ -374,6 +374,8 @@ impl ForeignFrame {
             let newer = Box::into_raw(Box::new(Self::new(self, self.depth + 1)));
             // SAFETY: just made, and not shared yet.
             unsafe { (*newer).settle() };
+            // The word will name it while the mutator runs, and another thread may look: see `latest` in `state.rs`.
+            release_fence();
             link.set(newer);
         }
         link.get()

@@ -20,7 +20,7 @@ use crate::handle_table::HandleSlot;
 use crate::mailbox::Mailbox;
 use crate::root_stack::RootStack;
 use crate::state::{CrossingWord, State};
-use crate::sync::{Cell, Changes, FenceStrategy};
+use crate::sync::{Cell, Changes, FenceStrategy, release_fence};
 use crate::vm::{FrameKind, Vm};
 use core::any::TypeId;
 use core::cell::{RefCell, UnsafeCell};
@@ -90,6 +90,8 @@ impl FiberState {
             self.running_on.store(0, Ordering::Release);
             return Err(FiberError::Pinned);
         }
+        // Records that another thread has made are named by this one's stores now.
+        release_fence();
         Ok(())
     }
 

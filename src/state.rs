@@ -5,7 +5,7 @@
 //! and the frames a collector may walk are one atomic value (invariant I1), and nobody can observe "foreign" without a record.
 
 use crate::faults::Faults;
-use crate::sync::{AtomicPtr, AtomicU32, FenceStrategy, light_compiler_fence, light_fence};
+use crate::sync::{AtomicPtr, AtomicU32, FenceStrategy, RETRACTION, light_compiler_fence, light_fence};
 use core::fmt;
 use core::ptr::{self, NonNull};
 use core::sync::atomic::Ordering;
@@ -140,7 +140,7 @@ impl<F> CrossingWord<F> {
     /// The load pairs with [`clear`](Self::clear): having seen the word cleared, this thread sees what the collector did. `between` says that this place has been reached.
     #[inline(always)]
     pub(crate) fn retract(&self, running: *const F, faults: Faults, between: impl FnOnce()) -> bool {
-        self.frame.store(Self::managed(running), Ordering::Relaxed);
+        self.frame.store(Self::managed(running), RETRACTION);
         between();
         // The processor may still read the poll word first; where no fence follows, the stopper's heavy fence takes care of that.
         light_compiler_fence();
@@ -184,7 +184,7 @@ impl<F> CrossingWord<F> {
 
     /// Makes managed a mutator that no stopper can see, or whose own thread holds the pause.
     pub(crate) fn reset(&self, running: *const F) {
-        self.frame.store(Self::managed(running), Ordering::Relaxed);
+        self.frame.store(Self::managed(running), RETRACTION);
     }
 
     /// Says whether nobody wants anything of this mutator: the poll, one load and one branch. Pairs with [`clear`](Self::clear).
@@ -235,7 +235,7 @@ impl<F> CrossingWord<F> {
         if word.addr() & MANAGED == 0 { word } else { ptr::null() }
     }
 
-    /// The record in the word as another thread sees it, managed or not. Pairs with nothing: of the record only what any thread may read is read.
+    /// The record in the word as another thread sees it, managed or not. Pairs with [`release_fence`](crate::sync::release_fence): the record is whole, and of it only what any thread may read is read.
     pub(crate) fn latest(&self) -> *const F {
         self.frame.load(Ordering::Acquire).map_addr(|address| address & !MANAGED)
     }

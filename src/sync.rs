@@ -288,6 +288,16 @@ pub(crate) fn light_compiler_fence() {
     core::sync::atomic::compiler_fence(Ordering::SeqCst);
 }
 
+/// Makes what this thread has made, or taken over from another, whole for every thread that finds it through a later store of this one, relaxed ones included. Pairs with the acquire load of
+/// whoever looks. No protocol that loom checks hangs on it.
+pub(crate) fn release_fence() {
+    core::sync::atomic::fence(Ordering::Release);
+}
+
+/// The order in which a mutator's word becomes "managed". A release here would be a barrier in each crossing on aarch64, where an acquiring load follows; [`release_fence`], once for each new record, does
+/// for those who look at a running mutator. ThreadSanitizer knows no fences, and gets the release.
+pub(crate) const RETRACTION: Ordering = if cfg!(tsan) { Ordering::Release } else { Ordering::Relaxed };
+
 /// The mutator's half of the symmetric strategy: orders its state store before its next poll load.
 #[inline(always)]
 pub(crate) fn light_fence() {
