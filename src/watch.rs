@@ -93,7 +93,7 @@ fn what_it_holds(header: &Header, frame: &ForeignFrame, waited: Option<Duration>
 pub(crate) fn call_sites(header: &Header) -> Vec<&'static Location<'static>> {
     let mut sites = Vec::new();
     let mut frame = header.word.latest();
-    // SAFETY: null, or a record of this mutator: attached, so it is not freed while the gate is shut; site and link may be read by any thread.
+    // SAFETY: null, or a record of this mutator: attached, so it is not freed while the gate is shut; whole, as `latest` says, however new; site and link may be read by any thread.
     while let Some(record) = unsafe { frame.as_ref() } {
         sites.extend(record.site.get());
         frame = record.older;

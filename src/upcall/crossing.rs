@@ -167,7 +167,7 @@ fn managed_part<V: StackScanner, R>(
         let mutator = parts.lend_mut();
         match V::CAPTURE {
             // Native frames of the body must lie below `entry_sp`, so it must not be inlined into this frame.
-            // SAFETY: of the ways through an upcall only this one runs the body, here or in the arm below, and none leads here twice.
+            // SAFETY: of the ways through an upcall only this one runs the body, here or in the arm below, and none leads here twice: `cross_in_by` by a `ManagedPart`, which runs once.
             Capture::Anchor | Capture::Registers => unsafe { run_outlined(body, mutator) },
             // SAFETY: as above.
             Capture::Nothing => unsafe { run(body, mutator) },
