@@ -1,9 +1,30 @@
 //! The guide: what the API documentation of single items does not tell.
 //!
-//! Read [`start`] first. Then what your VM needs: [`references`], [`errors`], [`jumps`], [`threads`], `dynamic` (with the feature `libffi`), [`checked`], `audit` and `explore` (with the features of those names); and [`models`] to explore your own locks and buffers over the crate's protocol. What went wrong in other runtimes, and what finds it, is in [`museum`]. When something went wrong in yours, look it up in [`misuse`].
+//! | chapter | for |
+//! |---|---|
+//! | [`start`] | which kind of host you are, and a VM in six steps: read it first |
+//! | [`recipes`] | ten tasks of a VM author, each in a few lines |
+//! | [`glossary`] | the words of the crate |
+//! | [`references`] | which plan for which argument; locals, handles, pinners |
+//! | [`errors`] | panics, exceptions and refusals across the boundary |
+//! | [`threads`] | threads, deadlocks, fibers, shutdown, fork, interrupts, and who is late |
+//! | [`jumps`] | `longjmp` and C++ exceptions past upcalls |
+//! | `dynamic` (feature `libffi`) | functions and callbacks that a program declares while it runs |
+//! | [`checked`] | what debug builds look at, and what a VM provides for it |
+//! | `audit` (feature `audit`) | finding undead roots in your own scanner and collector |
+//! | `explore` (feature `explore`) | your scenario, with a stop at every micro-step |
+//! | [`models`] | loom models of your own host, over the crate's protocol |
+//! | [`museum`] | faults of other runtimes, and the tool that catches each |
+//! | [`misuse`] | every mistake, what is said of it, and the test that shows it |
 
 #[doc = include_str!("guide/start.md")]
 pub mod start {}
+
+#[doc = include_str!("guide/recipes.md")]
+pub mod recipes {}
+
+#[doc = include_str!("guide/glossary.md")]
+pub mod glossary {}
 
 #[doc = include_str!("guide/references.md")]
 pub mod references {}

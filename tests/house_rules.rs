@@ -662,3 +662,25 @@ fn the_guide_names_all_of_the_kit_for_models() {
     assert_none("not in src/guide/models.md", &found);
     assert!(items >= 12, "the rule looks for the right thing: {items}");
 }
+
+/// Whoever follows the chapter has a program that runs: each piece is the example's own text, in its order, and from the second step on nothing is left out.
+#[test]
+fn the_pieces_of_the_tiny_vm_in_the_guide_are_the_example() {
+    let (chapter, example) = (read("src/guide/start.md"), read("examples/tiny_vm.rs"));
+    let (mut at, mut shown) = (0, String::new());
+    for block in chapter.split("```rust,ignore\n").skip(1) {
+        let piece = block.split("```").next().unwrap();
+        let found =
+            example[at..].find(piece).unwrap_or_else(|| panic!("not in the example, or not here:\n{piece}"));
+        at += found + piece.len();
+        shown.push_str(piece);
+    }
+    let (_, steps) = example.split_once("// Step 2: ").expect("the steps have numbers");
+    for step in 3..=6 {
+        assert!(steps.contains(&format!("// Step {step}: ")), "step {step}");
+    }
+    let (_, shown) = shown.split_once("// Step 2: ").expect("the chapter shows the steps");
+    let lines =
+        |text: &str| text.lines().filter(|line| !line.is_empty()).map(str::to_owned).collect::<Vec<_>>();
+    assert_eq!(lines(shown), lines(steps), "the chapter leaves something out");
+}
