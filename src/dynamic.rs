@@ -58,7 +58,7 @@ mod types;
 mod value;
 
 pub use abi::{Abi, UnknownAbi};
-pub use call::{Call, CallError, Plan};
+pub use call::{Call, CallError, Plan, TryCallError};
 pub use closure::{Closure, ClosureBuilder, ClosureError, Invocation, UnknownClosure};
 pub use library::{Function, Library, LibraryError, SymbolError};
 pub use parse::{SignatureError, Types};

@@ -3,6 +3,8 @@
 //! C sets `errno` and returns; waiting for a pause on the way back calls into the C library, which may set it again. Slow paths therefore save and
 //! restore it. The common crossing calls nothing, so it has nothing to save.
 
+use core::fmt;
+
 /// The calling thread's `errno`.
 ///
 /// # Examples
@@ -12,6 +14,8 @@
 ///
 /// let before = Errno::current();
 /// assert_eq!(Errno::from_raw(before.raw()), before);
+/// # #[cfg(target_os = "linux")]
+/// assert_eq!(Errno::from_raw(2).to_string(), "No such file or directory (os error 2)");
 /// ```
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
 pub struct Errno(i32);
@@ -54,6 +58,13 @@ impl Errno {
         let saved = Self::current();
         let _restored = scopeguard::guard(saved, Self::restore);
         f()
+    }
+}
+
+/// The system's text for it, and the number.
+impl fmt::Display for Errno {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        std::io::Error::from(*self).fmt(f)
     }
 }
 

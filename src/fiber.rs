@@ -24,7 +24,7 @@ use crate::transition::{Manner, cross_out, refuse, resume_pending, with_capture}
 use crate::unwind;
 use crate::upcall::run_on;
 use crate::vm::{Crossing, FrameKind, StackScanner};
-use crate::world::World;
+use crate::world::{Attachment, World};
 use core::fmt;
 use core::panic::Location;
 use core::ptr::NonNull;
@@ -142,6 +142,27 @@ impl<V: StackScanner> Drop for Fiber<V> {
 impl<V: StackScanner> fmt::Debug for Fiber<V> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Fiber").field("id", &self.id()).finish_non_exhaustive()
+    }
+}
+
+impl<V: StackScanner> Attachment<V> {
+    /// [`Mutator::resume_at`], where the anchor may be computed from the attachment itself.
+    ///
+    /// # Errors
+    ///
+    /// As [`Mutator::resume_at`].
+    ///
+    /// # Panics
+    ///
+    /// As [`Mutator::resume_at`].
+    #[track_caller]
+    pub fn resume_at<R>(
+        &mut self,
+        anchor: Anchor,
+        fiber: &Fiber<V>,
+        switch: impl FnOnce() -> R,
+    ) -> Result<R, FiberError> {
+        (**self).resume_at(anchor, fiber, switch)
     }
 }
 

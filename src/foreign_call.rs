@@ -31,6 +31,7 @@ use crate::transition::{
 };
 use crate::vm::{ArgumentError, ArgumentPlan, Crossing, StackScanner};
 use bumpalo::Bump;
+use core::alloc::Layout;
 use core::ffi::{CStr, c_char};
 use core::fmt;
 use core::hint::black_box;
@@ -279,7 +280,7 @@ impl<'m, V: StackScanner> ForeignCall<'m, V> {
         self.push(EntryKind::KeepAlive, core::ptr::from_ref(value).cast::<()>());
     }
 
-    /// Copies `value` to memory of the call, which C may read and write.
+    /// Copies `value` to memory of the call, which C may read and write, aligned to 16 at least.
     ///
     /// It is the place for out-parameters as well: C writes here, where neither a collection nor a relocation moves it, and
     /// [`read`](Self::read) copies the result out when the call is managed again (I8). Nothing is dropped, hence `Copy`.
@@ -287,13 +288,34 @@ impl<'m, V: StackScanner> ForeignCall<'m, V> {
     /// In checked mode the addresses in it are [checked](Self::check) when the call runs, hence [`ForeignValue`].
     pub fn copy<T: Copy + ForeignValue>(&mut self, value: T) -> Argument<'m, T> {
         self.passed.note(&value);
-        Argument::new(NonNull::from(self.arena().alloc(value)), self.header())
+        let memory = self.arena().alloc_layout(strictly_aligned(Layout::new::<T>())).cast::<T>();
+        // SAFETY: just allocated, of this size and at least this alignment.
+        unsafe { memory.write(value) };
+        Argument::new(memory, self.header())
     }
 
     /// Copies a slice to memory of the call. The addresses in it are checked as those of [`copy`](Self::copy).
+    ///
+    /// The memory is aligned for every C type, as `malloc`'s is: bytes may be passed for an `int[]`.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use reentry::{World, testkit::TestVm};
+    /// # let world = World::new(TestVm::new());
+    /// # let mut mutator = world.attach()?;
+    /// let mut call = mutator.foreign_call();
+    /// call.copy_slice(b"odd");
+    /// let numbers = call.copy_slice(&7_i32.to_ne_bytes());
+    /// assert!(numbers.as_ptr().cast::<i32>().is_aligned());
+    /// # Ok::<(), reentry::AttachError>(())
+    /// ```
     pub fn copy_slice<T: Copy + ForeignValue>(&mut self, values: &[T]) -> Argument<'m, [T]> {
         self.passed.note(values);
-        Argument::new(NonNull::from(self.arena().alloc_slice_copy(values)), self.header())
+        let memory = self.arena().alloc_layout(strictly_aligned(Layout::for_value(values))).cast::<T>();
+        // SAFETY: just allocated, with room for so many values; nobody else has it.
+        unsafe { memory.copy_from_nonoverlapping(NonNull::from(values).cast(), values.len()) };
+        Argument::new(NonNull::slice_from_raw_parts(memory, values.len()), self.header())
     }
 
     /// Copies text to memory of the call and ends it with a NUL.
@@ -579,6 +601,13 @@ impl<'m, V: StackScanner> ForeignCall<'m, V> {
         with_capture::<V, ()>(frame, self.anchor, site, || leave_managed(vm, header, frame, manner.crossing));
         Foreign { call: self, manner }
     }
+}
+
+/// What `layout` asks for, at an address that every C type can have.
+fn strictly_aligned(layout: Layout) -> Layout {
+    /// The alignment of what `malloc` gives, and of `max_align_t`, on the machines there are.
+    const STRICTEST: usize = 16;
+    layout.align_to(STRICTEST).unwrap_or(layout)
 }
 
 /// A foreign call that is measured.

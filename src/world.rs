@@ -1,5 +1,6 @@
 //! [`World`]: one VM instance with its mutators; [`Attachment`]: a thread's part in it.
 
+use crate::anchor::Anchor;
 use crate::arch;
 use crate::handle_table::HandleTable;
 use crate::home::set_home;
@@ -16,6 +17,7 @@ use crate::timing::{Sites, Timings};
 use crate::transition::{at_safepoint, refuse_wait_in_own_pause};
 use crate::vm::{Report, StackScanner, Straggler};
 use core::fmt;
+use core::marker::PhantomData;
 use core::ops::{Deref, DerefMut};
 use core::panic::Location;
 use core::sync::atomic::AtomicBool;
@@ -37,8 +39,17 @@ impl<V: StackScanner> World<V> {
     }
 
     /// Starts building a world with choices of its own.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use reentry::{World, testkit::TestVm};
+    /// // The type of the VM is that of what `build` gets.
+    /// let world = World::builder().stack_reserve(128 * 1024).build(TestVm::new());
+    /// assert_eq!(world.attached(), 0);
+    /// ```
     #[must_use]
-    pub fn builder() -> WorldBuilder {
+    pub fn builder() -> WorldBuilder<V> {
         WorldBuilder {
             fence: FenceStrategy::probe(),
             stack_reserve: STACK_RESERVE,
@@ -46,6 +57,7 @@ impl<V: StackScanner> World<V> {
             early: None,
             #[cfg(feature = "audit")]
             audit: None,
+            _vm: PhantomData,
         }
     }
 
@@ -410,21 +422,44 @@ impl<V: StackScanner> fmt::Debug for World<V> {
 }
 
 /// The choices of a world that is being made.
-#[derive(Clone, Copy, Debug)]
-pub struct WorldBuilder {
+pub struct WorldBuilder<V: StackScanner> {
     fence: FenceStrategy,
     stack_reserve: usize,
     report_after: Option<Duration>,
     early: Option<Early>,
     #[cfg(feature = "audit")]
     audit: Option<crate::audit::Audit>,
+    /// Which VM it is for: known from [`build`](Self::build), so that nobody has to write it down.
+    _vm: PhantomData<fn(V)>,
+}
+
+impl<V: StackScanner> Clone for WorldBuilder<V> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<V: StackScanner> Copy for WorldBuilder<V> {}
+
+impl<V: StackScanner> fmt::Debug for WorldBuilder<V> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut choices = f.debug_struct("WorldBuilder");
+        choices
+            .field("fence", &self.fence)
+            .field("stack_reserve", &self.stack_reserve)
+            .field("report_after", &self.report_after)
+            .field("early", &self.early);
+        #[cfg(feature = "audit")]
+        choices.field("audit", &self.audit);
+        choices.finish()
+    }
 }
 
 /// Enough for an upcall that panics. The first message with a backtrace takes 22 KiB (a panic without one 5 KiB; Rust 1.95, x86_64 Linux, the stack painted and looked at
 /// afterwards), so half of a stack of 64 KiB is enough as well.
 const STACK_RESERVE: usize = 64 * 1024;
 
-impl WorldBuilder {
+impl<V: StackScanner> WorldBuilder<V> {
     /// Chooses the fence strategy; [`FenceStrategy::probe`] otherwise.
     ///
     /// # Panics
@@ -484,7 +519,7 @@ impl WorldBuilder {
     ///
     /// With the feature `audit`, if the audit that was asked for is one for another type of reference.
     #[must_use]
-    pub fn build<V: StackScanner>(self, vm: V) -> World<V> {
+    pub fn build(self, vm: V) -> World<V> {
         #[cfg(feature = "audit")]
         let audit = self.audit.or_else(|| vm.audited().map(crate::audit::Audit::new));
         let shared = Arc::new_cyclic(|own| Shared {
@@ -530,6 +565,47 @@ unsafe fn report<V: StackScanner>(coordinator: &Coordinator, report: &Report<'_>
 pub struct Attachment<V: StackScanner> {
     parts: MutatorParts<V>,
     shared: Arc<Shared<V>>,
+}
+
+/// What takes an anchor, once more: `attachment.poll_at(f(&attachment))` borrows well here. Through
+/// [`DerefMut`] the attachment would be borrowed mutably before the anchor is computed.
+impl<V: StackScanner> Attachment<V> {
+    /// [`Mutator::poll_at`].
+    ///
+    /// # Panics
+    ///
+    /// As [`Mutator::poll_at`].
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use reentry::{Anchor, Mutator, World, testkit::TestVm};
+    /// fn top(mutator: &Mutator<TestVm>) -> Anchor {
+    ///     let stack = mutator.local().stack_range();
+    ///     Anchor::new(0, stack.start, stack.start)
+    /// }
+    /// let world = World::new(TestVm::new());
+    /// let mut mutator = world.attach()?;
+    /// mutator.poll_at(top(&mutator));
+    /// let stopped = mutator.pause_at(top(&mutator), |stopped| stopped.mutators().count());
+    /// assert_eq!(stopped, 1);
+    /// # Ok::<(), reentry::AttachError>(())
+    /// ```
+    #[inline(always)]
+    #[track_caller]
+    pub fn poll_at(&mut self, anchor: Anchor) {
+        self.parts.lend_mut().poll_at(anchor);
+    }
+
+    /// [`Mutator::pause_at`].
+    ///
+    /// # Panics
+    ///
+    /// As [`Mutator::pause_at`].
+    #[track_caller]
+    pub fn pause_at<R>(&mut self, anchor: Anchor, f: impl FnOnce(&StoppedWorld<'_, V>) -> R) -> R {
+        self.parts.lend_mut().pause_at(anchor, f)
+    }
 }
 
 impl<V: StackScanner> Deref for Attachment<V> {

@@ -1063,7 +1063,7 @@ mod filtered {
                 "choose FenceStrategy::Symmetric",
             ],
             || {
-                let world = World::<Small>::builder().fence(FenceStrategy::Asymmetric).build(Small);
+                let world = World::builder().fence(FenceStrategy::Asymmetric).build(Small);
                 world.pause(|_| eprintln!("a pause as ever"));
                 forbid_membarrier();
                 world.pause(|_| ());

@@ -98,7 +98,7 @@ fn worlds() -> impl Iterator<Item = World<TestVm>> {
         .map(|fence| {
             TestVm::builder(Program::new(Vec::new()).unwrap())
                 .stack_moves(StackMoves::OnRequest)
-                .build_world_with(World::<TestVm>::builder().fence(fence))
+                .build_world_with(World::builder().fence(fence))
         })
 }
 

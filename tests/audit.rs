@@ -104,13 +104,13 @@ fn run<F: FaultSet>(case: Case) -> Run {
         collect(vm);
         NativeResult::Nothing
     };
-    let world = TestVm::builder(program)
+    let world = TestVm::builder_without(program)
         .guard(case.guard)
         .walk(case.walk)
         .stack_moves(case.moves)
         .on_report(|_| ())
         .native(founding)
-        .build_world_with(World::<TestVm<F>>::builder().audit(audit()));
+        .build_world_with(World::builder().audit(audit()));
     let heap = world.vm().heap();
     let [text, pair] = [heap.alloc(&[], b"text"), heap.alloc(&[Ref::NULL], b"pair")];
     world.vm().add_global(text);
@@ -713,8 +713,8 @@ fn a_handshake_is_a_collection_of_one_mutator() {
 /// What ends in a declared way, and what upcalls hand to C, is no fault.
 #[test]
 fn arguments_that_end_early_and_references_handed_over_are_no_findings() {
-    let world = TestVm::builder(Program::new(Vec::new()).unwrap())
-        .build_world_with(World::<TestVm>::builder().audit(audit()));
+    let world =
+        TestVm::builder(Program::new(Vec::new()).unwrap()).build_world_with(World::builder().audit(audit()));
     let mut mutator = world.attach().unwrap();
     let [first, second, third] = [&b"1"[..], b"2", b"3"].map(|bytes| world.vm().heap().alloc(&[], bytes));
     let mut call = mutator.foreign_call();
@@ -891,7 +891,7 @@ fn the_audit_holds_no_more_after_ten_thousand_crossings_and_a_hundred_thousand_f
 /// Printed, not judged: how long a pause takes that enumerates a thousand roots of a call.
 #[test]
 fn a_pause_with_a_thousand_slots_is_timed_with_the_audit_and_without() {
-    let pause = |builder: reentry::WorldBuilder| {
+    let pause = |builder: reentry::WorldBuilder<TestVm>| {
         let world = builder.build(TestVm::new());
         let mut mutator = world.attach().unwrap();
         let object = world.vm().heap().alloc(&[], b"object");
@@ -917,9 +917,9 @@ fn a_pause_with_a_thousand_slots_is_timed_with_the_audit_and_without() {
         fn pinned(&mut self, _: Ref) {}
         fn transitively_pinned(&mut self, _: Ref) {}
     }
-    let without = pause(World::<TestVm>::builder());
-    let slots_only = pause(World::<TestVm>::builder().audit(audit().slots_only()));
-    let with = pause(World::<TestVm>::builder().audit(audit()));
+    let without = pause(World::builder());
+    let slots_only = pause(World::builder().audit(audit().slots_only()));
+    let with = pause(World::builder().audit(audit()));
     eprintln!(
         "a pause with 1,000 slots: {without:?} without, {slots_only:?} slots only, {with:?} with the audit"
     );
@@ -942,7 +942,7 @@ fn an_address_function_that_panics_at_the_end_of_a_pause_ends_the_process() {
             assert!(!PANICS.get(), "asked for");
             reference.address()
         });
-        let world = World::<TestVm>::builder().audit(choices).build(TestVm::new());
+        let world = World::builder().audit(choices).build(TestVm::new());
         let mut mutator = world.attach().unwrap();
         let object = world.vm().heap().alloc(&[], b"held");
         let _held = mutator.handle(object);

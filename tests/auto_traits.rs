@@ -28,7 +28,7 @@ fn a_world_is_paused_from_a_thread_it_was_sent_to() {
 
 // Anyone's.
 assert_impl_all!(World<TestVm>: Send, Sync, Clone);
-assert_impl_all!(WorldBuilder: Send, Sync);
+assert_impl_all!(WorldBuilder<TestVm>: Send, Sync);
 assert_impl_all!(FenceStrategy: Send, Sync);
 assert_impl_all!(Anchor: Send, Sync);
 assert_impl_all!(Errno: Send, Sync);

@@ -9,7 +9,8 @@ use core::ffi::c_void;
 use core::ptr;
 use core::sync::atomic::Ordering;
 use reentry::dynamic::{
-    CallError, Closure, Invocation, Library, Plan, Scalar, Signature, Target, Type, Value as CValue,
+    CallError, Closure, Invocation, Library, Plan, Scalar, Signature, Target, TryCallError, Type,
+    Value as CValue,
 };
 use reentry::testkit::heap::Ref;
 use reentry::{Handle, Mutator, Scope, World};
@@ -136,8 +137,7 @@ impl Interpreter {
             })?;
         }
         // SAFETY: that the function has the type it is declared with, and may be called with these arguments, the script's author promises: the language is as unsafe here as C.
-        let outcome = unsafe { call.try_run() }.map_err(|error| Fault::new(at, error))?;
-        let outcome = outcome.map(|call| Arrived::of(call.result()));
+        let outcome = unsafe { call.try_run() }.map(|call| Arrived::of(call.result()));
         // The pins end.
         drop(call);
         match outcome {
@@ -153,10 +153,11 @@ impl Interpreter {
                 })?;
                 Ok(arrived.hold(scope))
             }
-            Err(fault) => {
+            Err(TryCallError::Thrown(fault)) => {
                 scope.local_mut().failing = false;
                 Err(fault.passing(at, || format!("C's `{}`", function.name())))
             }
+            Err(error) => Err(Fault::new(at, error)),
         }
     }
 

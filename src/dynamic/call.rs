@@ -12,9 +12,10 @@
 //! ```
 
 mod error;
+mod pointee;
 mod words;
 
-pub use error::CallError;
+pub use error::{CallError, TryCallError};
 
 use super::closure::Closure;
 use super::library::Function;
@@ -33,6 +34,7 @@ use core::fmt;
 use core::ops::Deref;
 use core::ptr;
 use error::{wrong_count, wrong_type};
+use pointee::Data;
 use std::sync::Arc;
 use words::{Cold, Side, Target, arguments, copy_bytes, in_memory, place_of_result};
 
@@ -203,9 +205,10 @@ impl<'m, V: StackScanner> Call<'m, V> {
     ///
     /// # Errors
     ///
-    /// If the parameter is no pointer, or none is left.
+    /// If the parameter is no pointer, or one to something that `value` cannot be: a function, or a type of another size or a lesser alignment. (Where `void*` or a
+    /// struct known by name alone is declared, anything goes; bytes go for every type that they are enough for.) Or if no parameter is left.
     pub fn copy<T: Copy + ForeignValue>(&mut self, value: T) -> Result<Argument<'m, T>, CallError> {
-        self.due("the address of a copy")?;
+        self.due(Data::copied(core::slice::from_ref(&value)))?;
         let argument = self.guard.copy(value);
         self.pass(argument.as_ptr().cast())?;
         Ok(argument)
@@ -220,7 +223,7 @@ impl<'m, V: StackScanner> Call<'m, V> {
         &mut self,
         values: &[T],
     ) -> Result<Argument<'m, [T]>, CallError> {
-        self.due("the address of a copy")?;
+        self.due(Data::copied(values))?;
         let argument = self.guard.copy_slice(values);
         self.pass(argument.as_ptr().cast())?;
         Ok(argument)
@@ -230,9 +233,9 @@ impl<'m, V: StackScanner> Call<'m, V> {
     ///
     /// # Errors
     ///
-    /// If the text has a NUL inside, the parameter is no pointer, or none is left.
+    /// If the text has a NUL inside, the parameter is no pointer to characters (or to `void`, or to a struct known by name alone), or none is left.
     pub fn text(&mut self, text: &str) -> Result<Argument<'m, c_char>, CallError> {
-        self.due("text")?;
+        self.due(Data::Text)?;
         let argument = self.guard.copy_c_str(text).map_err(|error| CallError::Text {
             function: Arc::clone(&self.function.name),
             index: self.count,
@@ -246,9 +249,9 @@ impl<'m, V: StackScanner> Call<'m, V> {
     ///
     /// # Errors
     ///
-    /// If the parameter is no pointer, or none is left.
+    /// As [`copy`](Self::copy); and if the memory is not aligned as what the parameter points to.
     pub fn keep_alive<T>(&mut self, values: &'m [T]) -> Result<(), CallError> {
-        self.due("the address of memory")?;
+        self.due(Data::borrowed(values))?;
         self.guard.keep_alive(values);
         self.pass(values.as_ptr().cast_mut().cast())
     }
@@ -257,9 +260,9 @@ impl<'m, V: StackScanner> Call<'m, V> {
     ///
     /// # Errors
     ///
-    /// Why the VM refuses the reference, [`ArgumentError::NoBytes`] if it lends no bytes of a pinned object; if the parameter is no pointer, or none is left.
+    /// Why the VM refuses the reference, [`ArgumentError::NoBytes`] if it lends no bytes of a pinned object; if the parameter is no pointer to data, or none is left.
     pub fn reference(&mut self, reference: V::Ref, plan: Plan) -> Result<*mut c_void, CallError> {
-        self.due("the address of a heap object")?;
+        self.due(Data::Object)?;
         let pointer = self.declare(reference, plan).map_err(|error| CallError::Refused {
             function: Arc::clone(&self.function.name),
             index: self.count,
@@ -294,9 +297,9 @@ impl<'m, V: StackScanner> Call<'m, V> {
     ///
     /// # Errors
     ///
-    /// If the parameter is declared as a pointer to a function of another signature, is no pointer, or none is left.
+    /// If the parameter is declared as a pointer to a function of another signature, is no pointer to a function or to `void`, or none is left.
     pub fn closure(&mut self, closure: &'m Closure<V>) -> Result<(), CallError> {
-        self.due("the code of a closure")?;
+        self.due(Data::Code)?;
         let parameter = self.function.signature.parameters().get(self.count).and_then(Type::function);
         if let Some(expected) = parameter.filter(|expected| *expected != closure.signature()) {
             return Err(CallError::WrongClosure {
@@ -311,20 +314,25 @@ impl<'m, V: StackScanner> Call<'m, V> {
         self.pass(closure.code().cast_mut())
     }
 
-    /// Refuses an address where none is due.
+    /// Refuses the address of `data` where none is due, or that of something else.
     ///
     /// # Errors
     ///
-    /// If the next parameter is no pointer, or none is left.
-    fn due(&self, what: &str) -> Result<(), CallError> {
-        match self.next() {
-            Some(parameter) if parameter.kind == Kind::Pointer => Ok(()),
-            Some(_) => {
-                let expected = self.function.signature.parameters()[self.count].clone();
-                Err(wrong_type(self.function, self.count, ValueError { expected, came: what.to_owned() }))
+    /// If the next parameter is no pointer to such data, or none is left.
+    fn due(&self, data: Data) -> Result<(), CallError> {
+        let Some(expected) = self.function.signature.parameters().get(self.count) else {
+            return if self.function.signature.takes_more() {
+                Ok(())
+            } else {
+                Err(wrong_count(self.function, self.count + 1))
+            };
+        };
+        match data.mismatch(expected) {
+            None => Ok(()),
+            Some(came) => {
+                let expected = expected.clone();
+                Err(wrong_type(self.function, self.count, ValueError { expected, came }))
             }
-            None if self.function.signature.takes_more() => Ok(()),
-            None => Err(wrong_count(self.function, self.count + 1)),
         }
     }
 
@@ -371,20 +379,20 @@ impl<'m, V: StackScanner> Call<'m, V> {
     ///
     /// # Errors
     ///
-    /// The outer is that of [`run`](Self::run), the inner what an upcall threw.
+    /// [`TryCallError::NotCalled`], as [`run`](Self::run); [`TryCallError::Thrown`] with what an upcall threw.
     ///
     /// # Panics
     ///
     /// As [`ForeignCall::try_run`].
     #[inline(always)]
     #[track_caller]
-    pub unsafe fn try_run(&mut self) -> Result<Result<&Self, V::Exception>, CallError> {
+    pub unsafe fn try_run(&mut self) -> Result<&Self, TryCallError<V::Exception>> {
         let prepared = self.begin()?;
         let target = self.target(prepared);
         // SAFETY: promised by the caller.
         match self.guard.try_run(|| unsafe { target.call() }) {
-            Ok(word) => Ok(Ok(self.end(word))),
-            Err(exception) => Ok(Err(exception)),
+            Ok(word) => Ok(self.end(word)),
+            Err(exception) => Err(TryCallError::Thrown(exception)),
         }
     }
 
@@ -426,14 +434,14 @@ impl<'m, V: StackScanner> Call<'m, V> {
     /// As [`ForeignCall::try_run`].
     #[inline(always)]
     #[track_caller]
-    pub unsafe fn try_run_with_errno(&mut self) -> Result<Result<(&Self, Errno), V::Exception>, CallError> {
+    pub unsafe fn try_run_with_errno(&mut self) -> Result<(&Self, Errno), TryCallError<V::Exception>> {
         let prepared = self.begin()?;
         let target = self.target(prepared);
         // SAFETY: promised by the caller.
         let outcome = self.guard.try_run(|| unsafe { (target.call(), Errno::current()) });
         match outcome {
-            Ok((word, errno)) => Ok(Ok((self.end(word), errno))),
-            Err(exception) => Ok(Err(exception)),
+            Ok((word, errno)) => Ok((self.end(word), errno)),
+            Err(exception) => Err(TryCallError::Thrown(exception)),
         }
     }
 

@@ -140,6 +140,12 @@ impl TestVm {
     pub fn new() -> Self {
         Self::builder(Program::new(Vec::new()).expect("an empty program is valid")).build()
     }
+
+    /// Starts building a VM that runs `program`.
+    #[must_use]
+    pub fn builder(program: Program) -> TestVmBuilder {
+        Self::builder_without(program)
+    }
 }
 
 impl Default for TestVm {
@@ -166,9 +172,9 @@ pub(crate) fn unpack_pc(word: usize) -> (u16, usize) {
 }
 
 impl<F: FaultSet> TestVm<F> {
-    /// Starts building a VM that runs `program`.
+    /// [`builder`](TestVm::builder) of a VM that runs without the protections that `F` names.
     #[must_use]
-    pub fn builder(program: Program) -> TestVmBuilder<F> {
+    pub fn builder_without(program: Program) -> TestVmBuilder<F> {
         TestVmBuilder {
             program,
             natives: Vec::new(),
@@ -746,7 +752,7 @@ impl<F: FaultSet> TestVmBuilder<F> {
     /// Makes the VM and a world of it that [`TestVm::world`] knows.
     #[must_use]
     pub fn build_world(self) -> World<TestVm<F>> {
-        self.build_world_with(World::<TestVm<F>>::builder())
+        self.build_world_with(World::builder())
     }
 
     /// [`build_world`](Self::build_world) with choices about the world.
@@ -755,7 +761,7 @@ impl<F: FaultSet> TestVmBuilder<F> {
     ///
     /// Never: the VM is new.
     #[must_use]
-    pub fn build_world_with(self, builder: crate::WorldBuilder) -> World<TestVm<F>> {
+    pub fn build_world_with(self, builder: crate::WorldBuilder<TestVm<F>>) -> World<TestVm<F>> {
         let world = builder.build(self.build());
         world.vm().world.set(world.downgrade()).expect("a new VM has no world");
         world

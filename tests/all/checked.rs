@@ -93,7 +93,7 @@ fn an_allocation_of_the_vm_in_a_no_collection_region_is_refused() {
     let text = main.reference_slot();
     main.bytes(text, b"allocated");
     main.leave();
-    let world = <TestVm>::builder(Program::new(vec![main.finish()]).unwrap()).build_world();
+    let world = TestVm::builder(Program::new(vec![main.finish()]).unwrap()).build_world();
     let mut mutator = world.attach().unwrap();
     TestVm::call(&mut mutator, "main", &[]).unwrap();
     mutator.without_collection(|mutator| {
@@ -207,7 +207,7 @@ fn assert_reported(world: &World<Ranges>, expected: &[Reported]) {
 #[test]
 fn a_heap_address_in_call_memory_is_reported_unless_its_object_is_pinned() {
     static SAID: Mutex<Vec<String>> = Mutex::new(Vec::new());
-    let world = <TestVm>::builder(Program::new(Vec::new()).unwrap())
+    let world = TestVm::builder(Program::new(Vec::new()).unwrap())
         .on_report(|report| SAID.lock().unwrap().push(report.to_string()))
         .build_world();
     let mut mutator = world.attach().unwrap();

@@ -6,7 +6,7 @@ use core::panic::AssertUnwindSafe;
 use core::sync::atomic::{AtomicUsize, Ordering};
 use reentry::dynamic::{
     Abi, Call, CallError, Closure, Function, Library, LibraryError, Plan, Scalar, Signature, SymbolError,
-    Type, Types, Value,
+    TryCallError, Type, Types, Value,
 };
 use reentry::testkit::{TestVm, Trap};
 use reentry::{ArgumentError, ErrorPolicy, Mutator, StackScanner, Throwing, World, upcall_fn};
@@ -67,9 +67,12 @@ fn a_wrong_number_of_arguments_is_an_error_and_nothing_is_called() {
     );
     call.value(1).unwrap();
     // SAFETY: as above.
-    let error = unsafe { call.try_run() }.map(drop).unwrap_err();
+    let tried = unsafe { call.try_run() }.map(drop);
+    let Err(TryCallError::NotCalled(error)) = tried else { unreachable!("{tried:?}") };
     assert!(matches!(error, CallError::WrongCount { expected: 2, or_more: false, came: 1, .. }), "{error:?}");
     assert_eq!((error.function(), error.index()), ("counted", None));
+    let (said, tried) = (error.to_string(), TryCallError::<Trap>::from(error));
+    assert_eq!(tried.to_string(), said, "one error, whichever way the call was to be made");
     call.value(1).unwrap();
     call.value(Value::NULL).unwrap();
     let error = call.value(2).unwrap_err();
@@ -483,7 +486,7 @@ fn errno_is_what_c_left() {
     assert_eq!((failed.result(), errno.raw()), (Value::I32(-1), libc::ENOTTY));
     call.value(libc::EDOM).unwrap();
     // SAFETY: as above.
-    let (failed, errno) = unsafe { call.try_run_with_errno() }.unwrap().unwrap();
+    let (failed, errno) = unsafe { call.try_run_with_errno() }.unwrap();
     assert_eq!((failed.result(), errno.raw()), (Value::I32(-1), libc::EDOM));
 }
 
@@ -582,7 +585,7 @@ fn a_panic_of_an_upcall_goes_on_in_the_caller_and_the_call_can_be_used_again() {
     call.value(throw as *const c_void).unwrap();
     call.value(0).unwrap();
     // SAFETY: as above.
-    assert_eq!(unsafe { call.try_run() }.unwrap().map(drop), Err(Trap::NoSuchNative(3)));
+    assert_eq!(unsafe { call.try_run() }.map(drop), Err(TryCallError::Thrown(Trap::NoSuchNative(3))));
     call.value(fail as *const c_void).unwrap();
     call.value(5).unwrap();
     // SAFETY: as above.

@@ -88,7 +88,7 @@ fn a_hundred_foreign_threads_call_in_a_thousand_times_each_while_everything_move
         assert_eq!(mutator.vm().heap().bytes(object).unwrap(), text.as_bytes());
         x
     }
-    let world = Vm::builder(Program::new(Vec::new()).unwrap()).build_world();
+    let world = Vm::builder_without(Program::new(Vec::new()).unwrap()).build_world();
     world.adopt_foreign_threads();
     let stop = AtomicBool::new(false);
     thread::scope(|scope| {

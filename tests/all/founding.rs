@@ -197,13 +197,13 @@ fn run<F: FaultSet>(case: Case) -> Run {
             NativeResult::Nothing
         }
     };
-    let world = TestVm::builder(program)
+    let world = TestVm::builder_without(program)
         .guard(case.guard)
         .walk(case.walk)
         .stack_moves(case.moves)
         .native(founding)
         .native(advance)
-        .build_world_with(World::<TestVm<F>>::builder().fence(case.fence));
+        .build_world_with(World::builder().fence(case.fence));
     let vm = world.vm();
     let child = vm.heap().alloc(&[], CHILD);
     let before = [vm.heap().alloc(&[], TEXT), vm.heap().alloc(&[child], PAIR), child];

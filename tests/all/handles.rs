@@ -110,7 +110,7 @@ fn release_in_a_pause<F: FaultSet>() -> [usize; 3] {
         fn pinned(&mut self, _: Ref) {}
         fn transitively_pinned(&mut self, _: Ref) {}
     }
-    let world = World::new(TestVm::<F>::builder(Program::new(Vec::new()).unwrap()).build());
+    let world = World::new(TestVm::<F>::builder_without(Program::new(Vec::new()).unwrap()).build());
     let mut mutator = world.attach().unwrap();
     let object = world.vm().heap().alloc(&[], b"released in a pause");
     let handle = mutator.handle(object);
@@ -664,7 +664,7 @@ fn handles_made_passed_on_read_and_released_by_many_threads_while_another_collec
         if !fence.is_supported() {
             continue;
         }
-        let world: World<TestVm> = World::<TestVm>::builder().fence(fence).build(TestVm::new());
+        let world: World<TestVm> = World::builder().fence(fence).build(TestVm::new());
         let (makers_done, stop) = (AtomicUsize::new(0), AtomicBool::new(false));
         let (stale, found, collections) = (AtomicU64::new(0), AtomicU64::new(0), AtomicU64::new(0));
         let words: Mutex<Vec<RawHandle>> = Mutex::new(Vec::new());

@@ -44,7 +44,7 @@ unsafe impl FaultSet for NoSkipCheck {
 }
 
 pub(crate) fn world<F: FaultSet>() -> World<TestVm<F>> {
-    TestVm::<F>::builder(Program::new(Vec::new()).unwrap()).build_world()
+    TestVm::<F>::builder_without(Program::new(Vec::new()).unwrap()).build_world()
 }
 
 pub(crate) fn text<F: FaultSet>(world: &World<TestVm<F>>, text: &str) -> Ref {
@@ -763,8 +763,8 @@ fn jumps_are_repaired_while_another_thread_pauses_the_world() {
         if !fence.is_supported() {
             continue;
         }
-        let world = TestVm::<Correct>::builder(Program::new(Vec::new()).unwrap())
-            .build_world_with(World::<TestVm>::builder().fence(fence));
+        let world = TestVm::builder(Program::new(Vec::new()).unwrap())
+            .build_world_with(World::builder().fence(fence));
         let (stop, pauses, jumps) = (AtomicBool::new(false), AtomicU64::new(0), AtomicU64::new(0));
         std::thread::scope(|scope| {
             let collector = scope.spawn(|| {

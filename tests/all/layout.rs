@@ -49,7 +49,7 @@ fn a_jit_finds_the_state_and_the_anchor_where_the_layout_says() {
 #[test]
 fn the_fence_bit_says_which_strategy_a_world_has() {
     for fence in [reentry::FenceStrategy::Symmetric, reentry::FenceStrategy::probe()] {
-        let world = World::<TestVm>::builder().fence(fence).build(TestVm::new());
+        let world = World::builder().fence(fence).build(TestVm::new());
         let mutator = world.attach().unwrap();
         let symmetric = poll_word(mutator.record_address()) & layout::FENCE_FIRST != 0;
         assert_eq!(symmetric, fence == reentry::FenceStrategy::Symmetric);

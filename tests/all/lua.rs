@@ -248,7 +248,7 @@ fn a_thousand_errors_of_lua_leave_nothing_behind() {
 
 /// Runs on a thread with little stack, so that the recursion finds its end in the VM's reserve and not in Lua's limit of 200 calls through C.
 fn on_a_small_stack(test: impl FnOnce(World<TestVm>) + Send) {
-    let reserve = World::<TestVm>::builder().stack_reserve(192 * 1024);
+    let reserve = World::builder().stack_reserve(192 * 1024);
     let world = TestVm::builder(Program::new(Vec::new()).unwrap()).build_world_with(reserve);
     std::thread::scope(|scope| {
         let builder = std::thread::Builder::new().stack_size(1024 * 1024);

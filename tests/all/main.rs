@@ -8,6 +8,7 @@ mod closures;
 mod dynamic;
 mod dynamic_abi;
 mod dynamic_example;
+mod dynamic_pointees;
 mod early_release;
 mod emulator;
 mod errors;

@@ -27,7 +27,7 @@ fn world() -> World<TestVm> {
 }
 
 fn recursive<F: FaultSet>() -> TestVmBuilder<F> {
-    TestVm::builder(Program::new(vec![recursion(0)]).unwrap()).stack_words(64)
+    TestVm::builder_without(Program::new(vec![recursion(0)]).unwrap()).stack_words(64)
 }
 
 /// Collects, makes the operand stack move by growing it, and collects again. The stack must really have moved.
@@ -155,7 +155,7 @@ fn an_upcalls_result_reaches_c_after_the_stack_has_moved_under_the_upcall() {
     triple.add(sum, sum, x);
     triple.give_back(sum);
     let program = Program::new(vec![recursion(0), triple.finish()]).unwrap();
-    let world = TestVm::<Correct>::builder(program).stack_words(64).build_world();
+    let world = TestVm::builder(program).stack_words(64).build_world();
     let mut mutator = world.attach().unwrap();
     let callback: Callback = upcall_fn(|mutator: &mut Mutator<TestVm>, x: c_int| {
         let before = mutator.local().stack_range();
@@ -314,7 +314,7 @@ fn reallocating<F: FaultSet>(how: StackMove, guard: Guard, walk: Walk) -> World<
         unsafe { foreign_call_back_last(callback.data_last(), 0, callback.data()) };
         NativeResult::Nothing
     };
-    TestVm::builder(Program::new(vec![callback.finish(), main.finish()]).unwrap())
+    TestVm::builder_without(Program::new(vec![callback.finish(), main.finish()]).unwrap())
         .guard(guard)
         .walk(walk)
         .stack_moves(StackMoves::OnRequest)

@@ -59,7 +59,7 @@ fn fails<F: FaultSet>(scenario: &Scenario<F>, explorer: &Explorer<'_, TestVm<F>>
 
 fn recursive<F: FaultSet>() -> World<TestVm<F>> {
     use reentry::testkit::bytecode::Program;
-    TestVm::<F>::builder(Program::new(vec![crate::programs::recursion(0)]).unwrap())
+    TestVm::<F>::builder_without(Program::new(vec![crate::programs::recursion(0)]).unwrap())
         .stack_words(64)
         .build_world()
 }

@@ -64,7 +64,7 @@ impl<F: FaultSet> Scenario<F> {
 
 /// A world whose program can recurse, on a stack that must grow for it.
 fn recursive<F: FaultSet>() -> World<TestVm<F>> {
-    TestVm::<F>::builder(Program::new(vec![recursion(0)]).unwrap())
+    TestVm::<F>::builder_without(Program::new(vec![recursion(0)]).unwrap())
         .stack_words(64)
         .on_report(|_| ())
         .build_world()
@@ -92,7 +92,7 @@ pub(crate) fn founding<F: FaultSet>(guard: Guard, walk: Walk, callbacks: usize) 
     main.foreign(Some(read), 0, &[text]);
     main.give_back(read);
     let program = Program::new(vec![recursion(0), callback.finish(), main.finish()]).unwrap();
-    TestVm::builder(program).guard(guard).walk(walk).stack_words(64).native(
+    TestVm::builder_without(program).guard(guard).walk(walk).stack_words(64).native(
         move |vm: &TestVm<F>, arguments: &NativeArguments<'_>| {
             let world = vm.world().unwrap();
             let callback = UpcallClosure::new(&world, |mutator: &mut Mutator<TestVm<F>>, x: c_int| {

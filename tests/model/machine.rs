@@ -71,9 +71,9 @@ impl<F: FaultSet> Shared<F> {
 pub(crate) fn run<F: FaultSet>(ops: Vec<Op>, fence: FenceStrategy) -> Result<Tally, String> {
     let reports = Arc::new(Mutex::new(Vec::new()));
     let sink = Arc::clone(&reports);
-    let builder = TestVm::<F>::builder(Program::new(Vec::new()).expect("an empty program is valid"));
+    let builder = TestVm::<F>::builder_without(Program::new(Vec::new()).expect("an empty program is valid"));
     let builder = builder.stack_words(1).on_report(move |report| lock(&sink).push(look::said(report)));
-    let world = builder.build_world_with(World::<TestVm<F>>::builder().fence(fence));
+    let world = builder.build_world_with(World::builder().fence(fence));
     let state = State {
         ops: ops.into_iter(),
         model: Model::default(),

@@ -14,7 +14,7 @@ use reentry_foreign::{foreign_call_back, foreign_call_back_last_and_go_on, forei
 use std::panic::catch_unwind;
 
 fn world<F: FaultSet>() -> World<TestVm<F>> {
-    TestVm::<F>::builder(Program::new(Vec::new()).unwrap()).on_report(|_| ()).build_world()
+    TestVm::<F>::builder_without(Program::new(Vec::new()).unwrap()).on_report(|_| ()).build_world()
 }
 
 /// Allocates and polls: whatever stop has arrived takes place here.
@@ -78,7 +78,7 @@ fn go_17785_is_found_by_the_audit_and_by_exploration() {
             unsafe { foreign_call_back_last_and_go_on(callback.data_last(), 1, callback.data()) };
             NativeResult::Nothing
         };
-        let choices = World::<TestVm>::builder().audit(Audit::new(Ref::address));
+        let choices = World::builder().audit(Audit::new(Ref::address));
         TestVm::builder(program)
             .guard(guard)
             .walk(Walk::Legacy)

@@ -5,6 +5,7 @@ use crate::dynamic::signature::Signature;
 use crate::dynamic::value::ValueError;
 use crate::foreign_call::InteriorNul;
 use crate::vm::ArgumentError;
+use core::fmt;
 use std::sync::Arc;
 
 /// Why a call with a run-time signature was not made, or an argument of it not taken. Nothing has been called.
@@ -86,6 +87,28 @@ pub enum CallError {
         /// Why.
         reason: String,
     },
+}
+
+/// How a call that was [tried](crate::dynamic::Call::try_run) ended without a result.
+///
+/// # Examples
+///
+/// ```
+/// use reentry::dynamic::TryCallError;
+/// use reentry::testkit::Trap;
+///
+/// let error = TryCallError::Thrown(Trap::NoSuchNative(7));
+/// assert_eq!(error.to_string(), "an upcall of the call threw NoSuchNative(7)");
+/// ```
+#[derive(Clone, PartialEq, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum TryCallError<E: fmt::Debug> {
+    /// The call was not made: arguments are missing. Nothing has been called.
+    #[error(transparent)]
+    NotCalled(#[from] CallError),
+    /// An upcall threw an exception of the VM, and the call carried it.
+    #[error("an upcall of the call threw {0:?}")]
+    Thrown(E),
 }
 
 impl CallError {
