@@ -30,8 +30,8 @@ const NULL: Ref = Ref(0);
 const WORD: usize = size_of::<usize>();
 const HEAP_WORDS: usize = 32; // small, so that it is full often
 
-/// One block of memory with the objects one after the other. An object is two words (how many
-/// fields, how many bytes), then its fields, which are references, then its bytes.
+/// One block of memory with the objects one after the other. An object is two words (how
+/// many fields, how many bytes), then its fields, which are references, then its bytes.
 struct Heap {
     words: Box<[Cell<usize>]>,
     used: usize,
@@ -90,7 +90,7 @@ impl Heap {
         Some(Ref(object.as_ptr().addr()))
     }
 
-    /// Copies what `roots` reports, and all it refers to, to a new block, and frees the old one.
+    /// Copies what `roots` reports, and all it refers to, to a new block.
     fn collect(&mut self, roots: impl FnOnce(&mut Copying<'_>)) {
         let from = core::mem::replace(self, Self::new(self.collections + 1));
         let mut copying = Copying { from, to: self };
@@ -149,18 +149,16 @@ impl Vm for Tiny {
     type Ref = Ref;
     type Local = Stack;
     type Exception = Infallible; // programs of this VM throw nothing
-    const CAPTURE: Capture = Capture::Nothing; // frames are on `Stack`, not on the native stack
+    const CAPTURE: Capture = Capture::Nothing; // frames are on `Stack`
 
     fn attach(&self) -> Stack {
         Stack { slots: vec![Cell::new(NULL); 1000].into(), top: 0 }
     }
 
-    /// A collector that copies everything cannot pin. The crate refuses such an argument then.
+    /// A collector that copies everything cannot pin.
     fn admit(&self, _: Ref, plan: ArgumentPlan) -> Result<(), ArgumentError> {
-        match plan {
-            ArgumentPlan::Pin | ArgumentPlan::TransitivePin => Err(ArgumentError::CannotPin(plan)),
-            _ => Ok(()),
-        }
+        let pin = matches!(plan, ArgumentPlan::Pin | ArgumentPlan::TransitivePin);
+        if pin { Err(ArgumentError::CannotPin(plan)) } else { Ok(()) }
     }
 
     /// Lets short C functions read an object where it is.
@@ -171,12 +169,17 @@ impl Vm for Tiny {
 
 // Step 3: how frames are walked.
 
-// SAFETY: S1: all references of a frame are in its part of the operand stack, and all of that part
-// is reported. S2: each of its slots holds a `Ref` and lives as long as the mutator. S3, S4: it
-// only reads, and takes no lock. S5: it reads no slot of another segment. S6: no fault is asked
-// for. S7: `sp` is cut to the length of the stack.
+// SAFETY: S1: all references of a frame are in its part of the operand stack, and all of
+// that part is reported. S2: each of its slots holds a `Ref` and lives as long as the
+// mutator. S3, S4: it only reads, and takes no lock. S5: it reads no slot of another
+// segment. S6: no fault is asked for. S7: `sp` is cut to the length of the stack.
 unsafe impl StackScanner for Tiny {
-    fn scan_segment(&self, stack: &Stack, segment: &Segment<'_>, visitor: &mut dyn RootVisitor<Ref>) {
+    fn scan_segment(
+        &self,
+        stack: &Stack, // of the mutator that is scanned
+        segment: &Segment<'_>,
+        visitor: &mut dyn RootVisitor<Ref>,
+    ) {
         let top = segment.anchor().sp.min(stack.slots.len());
         let bottom = segment.older().map_or(0, |older| older.sp.min(top));
         for slot in &stack.slots[bottom..top] {
@@ -188,7 +191,7 @@ unsafe impl StackScanner for Tiny {
 
 // Step 4: allocate, and collect when the heap is full.
 
-/// The collector's side: it gets each root's slot, and writes the object's new address there.
+/// The collector's side: it gets each slot, and writes the object's new address there.
 impl RootVisitor<Ref> for Copying<'_> {
     fn slot(&mut self, mut slot: Slot<'_, Ref>) {
         slot.store(self.forward(slot.load()));
@@ -212,14 +215,13 @@ fn collect(mutator: &mut Mutator<Tiny>, pc: usize) {
     });
 }
 
-/// Makes an object. Its fields are the `fields` topmost slots of the stack: a reference that only a
-/// Rust variable holds is stale after a collection.
+/// Makes an object. Its fields are the `fields` topmost slots of the stack, where a
+/// collection finds them: a reference in a Rust variable alone would be stale.
 fn alloc(mutator: &mut Mutator<Tiny>, pc: usize, fields: usize, bytes: &[u8]) -> Ref {
     mutator.may_allocate(); // a check in debug builds, nothing in others
     for _ in 0..2 {
         let fields = top(mutator, fields);
-        // The lock is released before the collection. A thread that stopped with it would keep all
-        // others waiting, and the collector too.
+        // The lock is released before the collection, or the collector would wait for it.
         let object = mutator.vm().heap.lock().unwrap().alloc(&fields, bytes);
         match object {
             Some(object) => return object,
@@ -308,9 +310,11 @@ fn run(mutator: &mut Mutator<Tiny>, code: &[Op]) -> c_int {
             Op::Print => {
                 let list = pop(mutator);
                 let fields = mutator.vm().heap.lock().unwrap().fields(list);
-                let items = fields.into_iter().map(|item| (text(mutator, item), length(mutator, item)));
-                let items: Vec<(String, usize)> = items.collect();
-                // Standard output may block, and a thread that may block must not be managed.
+                let mut items = Vec::new();
+                for item in fields {
+                    items.push((text(mutator, item), length(mutator, item)));
+                }
+                // Standard output may block, and what may block is a foreign call.
                 let anchor = anchor(mutator, pc);
                 mutator.foreign_call().at(anchor).run(|| println!("{items:?}"));
             }
@@ -321,14 +325,15 @@ fn run(mutator: &mut Mutator<Tiny>, code: &[Op]) -> c_int {
 
 // Step 6: call C, and be called.
 
+type Element = *const Ref; // the address of a slot
 type Comparator = extern "C" fn(*const c_void, *const c_void) -> c_int;
 unsafe extern "C" {
     fn strlen(text: *const c_char) -> usize;
     fn qsort(base: *mut c_void, count: usize, size: usize, compare: Comparator);
 }
 
-/// A short C function that neither blocks nor calls back needs no transition: a leaf call. It reads
-/// the bytes where they are, since nothing can move them before it returns.
+/// A short C function that neither blocks nor calls back needs no transition: a leaf call.
+/// It reads the bytes where they are, since nothing can move them before it returns.
 fn length(mutator: &mut Mutator<Tiny>, string: Ref) -> usize {
     // SAFETY: `strlen` is such a function, and each string ends with a NUL.
     unsafe { mutator.leaf_call(|leaf| strlen(leaf.lend(string).unwrap().as_ptr().cast())) }
@@ -339,16 +344,19 @@ fn sort(mutator: &mut Mutator<Tiny>, pc: usize, count: usize) {
     let (strings, anchor) = (top(mutator, count), anchor(mutator, pc));
 
     let mut call = mutator.foreign_call().at(anchor);
-    // The collector updates the slot of a root, and the slot stays where it is. C sorts the
-    // addresses of the slots.
-    let slots: Vec<*const Ref> =
-        strings.iter().map(|&string| call.root(string).slot().cast_const()).collect();
+    // The collector updates the slot of a root, and the slot stays where it is. So C sorts
+    // the addresses of the slots.
+    let mut slots: Vec<Element> = Vec::new();
+    for string in strings {
+        slots.push(call.root(string).slot());
+    }
     let array = call.copy_slice(&slots); // C's memory, until the call is dropped
-    let compare: Comparator = upcall_fn(compare);
+    let (base, compare): (_, Comparator) = (array.as_ptr().cast(), upcall_fn(compare));
     // SAFETY: `count` elements of that size; the comparator is a total order.
-    call.run(|| unsafe { qsort(array.as_ptr().cast(), count, size_of::<*const Ref>(), compare) });
-    // SAFETY: the slots are good until the call is dropped, and this thread is managed again.
-    let sorted: Vec<Ref> = call.read_slice(array).iter().map(|&slot| unsafe { *slot }).collect();
+    call.run(|| unsafe { qsort(base, count, size_of::<Element>(), compare) });
+    let sorted = call.read_slice(array).iter();
+    // SAFETY: the slots are good until the call is dropped, and this thread is managed.
+    let sorted: Vec<Ref> = sorted.map(|&slot| unsafe { *slot }).collect();
     drop(call);
 
     mutator.local_mut().top -= count;
@@ -358,8 +366,8 @@ fn sort(mutator: &mut Mutator<Tiny>, pc: usize, count: usize) {
 /// What C calls: managed code, with a frame of its own above that of `sort`.
 fn compare(mutator: &mut Mutator<Tiny>, a: *const c_void, b: *const c_void) -> c_int {
     for element in [a, b] {
-        // SAFETY: `qsort` passes the addresses of two elements. Each element is a slot's address.
-        let string = unsafe { **element.cast::<*const Ref>() };
+        // SAFETY: `qsort` passes the addresses of two elements: of two slots' addresses.
+        let string = unsafe { **element.cast::<Element>() };
         push(mutator, string);
     }
     run(mutator, COMPARE)

@@ -1,6 +1,80 @@
-#![doc = include_str!("../README.md")]
+//! The crossing between a garbage-collected heap and C, for authors of language VMs.
+//!
+//! ```text
+//! managed     your VM --.                              .--> goes on; what it gave C
+//!                       | ForeignCall::run             |    is alive and current
+//! C                     '--> qsort --.          .--> qsort returns
+//!                                    | upcall   |
+//! managed                            '--> compare: allocates, the heap is full
+//!                                           |
+//! collector                                 '--> Mutator::pause: finds the roots of
+//!                                                both managed parts, moves objects
+//! ```
+//!
+//! A VM with a garbage-collected heap calls C. C may block. It may call back into the VM, on this thread
+//! or another, nested to any depth. The callback may allocate, collect, move objects, move the VM's
+//! stack, and fail. This crate keeps each of these crossings correct, for any collector that implements
+//! one stack-scanning trait. It is not a collector, not a heap, not a JIT and not a generator of
+//! bindings.
+//!
+//! # Start with these five types
+//!
+//! | type | what it is | your first use of it |
+//! |---|---|---|
+//! | [`Vm`], with [`StackScanner`] | the two traits a VM implements: what a reference is, and how frames are walked | `impl Vm for MyVm` |
+//! | [`World`] | one VM and all its threads | [`World::new`], then [`attach`](World::attach) on each thread |
+//! | [`Mutator`] | the proof that this thread may touch the heap | [`poll`](Mutator::poll) in loops, [`pause`](Mutator::pause) to collect |
+//! | [`ForeignCall`] | one call of C, with its arguments | [`Mutator::foreign_call`], [`root`](ForeignCall::root), [`run`](ForeignCall::run) |
+//! | [`UpcallClosure`], or the function [`upcall_fn`] | a closure, or a function, that C can call | [`UpcallClosure::new`] |
+//!
+//! The collector's side is [`StoppedWorld`] and [`RootVisitor`]: a pause gives the one, and the collector
+//! implements the other.
+//!
+//! # Then read
+//!
+//! - [`guide::start`]: which kind of host your VM is, and a whole VM in six steps;
+//! - [`guide::recipes`]: a task a VM author has, each in a few lines;
+//! - [`guide::references`]: which plan for which argument, and what outlives a call;
+//! - [`guide::glossary`]: the words;
+//! - [`guide`] has the other chapters: errors, threads and deadlocks, `longjmp`, checks, and every
+//!   mistake with its message.
+//!
+//! Costs, commands, limits and targets are in the
+//! [README](https://docs.rs/crate/reentry/latest).
+//!
+//! # An example
+//!
+//! The VM is that of the `testkit`, a feature. C's `strcmp` reads two strings in a heap that moves:
+//!
+#![cfg_attr(feature = "testkit", doc = "```")]
+#![cfg_attr(not(feature = "testkit"), doc = "```ignore")]
+//! use core::ffi::{c_char, c_int};
+//! use reentry::{World, testkit::TestVm};
+//!
+//! unsafe extern "C" {
+//!     fn strcmp(a: *const c_char, b: *const c_char) -> c_int;
+//! }
+//!
+//! let world = World::new(TestVm::new());
+//! let mut mutator = world.attach()?; // this thread is managed now
+//! let heap = world.vm().heap();
+//! let (apple, banana) = (heap.alloc(&[], b"apple\0"), heap.alloc(&[], b"banana\0"));
+//!
+//! let mut call = mutator.foreign_call();
+//! let (apple, banana) = (call.pin(apple)?, call.pin(banana)?);
+//! let (a, b) = (heap.payload(apple.get())?, heap.payload(banana.get())?);
+//! // SAFETY: two texts that end with a NUL, pinned until the call is dropped.
+//! let order = call.run(|| unsafe { strcmp(a.cast(), b.cast()) });
+//! assert!(order < 0);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 #![cfg_attr(docsrs, feature(doc_cfg))]
 #![cfg_attr(loom, warn(rustdoc::broken_intra_doc_links, reason = "what needs a clock is not in the models"))]
+
+/// The README's program runs as a test.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
 
 mod activation;
 mod anchor;

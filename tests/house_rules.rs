@@ -684,3 +684,45 @@ fn the_pieces_of_the_tiny_vm_in_the_guide_are_the_example() {
         |text: &str| text.lines().filter(|line| !line.is_empty()).map(str::to_owned).collect::<Vec<_>>();
     assert_eq!(lines(shown), lines(steps), "the chapter leaves something out");
 }
+
+/// GitHub and crates.io know no paths of Rust, show lines that rustdoc hides, and cut what is wide.
+#[test]
+fn the_readme_renders_where_it_is_read() {
+    let readme = read("README.md");
+    let (mut found, mut links, mut code) = (Vec::new(), 0, 0);
+    let mut fence = None;
+    for (number, line) in (1..).zip(readme.lines()) {
+        if let Some(opened) = line.strip_prefix("```") {
+            fence = if fence.is_some() { None } else { Some(opened) };
+            continue;
+        }
+        if let Some(language) = fence {
+            code += 1;
+            if language == "rust" && (line == "#" || line.starts_with("# ")) {
+                found.push(format!("{number}: a hidden line: {line}"));
+            }
+            if line.chars().count() > if language == "rust" { 86 } else { 100 } {
+                found.push(format!("{number}: wider than the page: {line}"));
+            }
+            continue;
+        }
+        for target in line.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
+            links += 1;
+            if !target.starts_with("https://") {
+                found.push(format!("{number}: a link that is dead outside the documentation: {target}"));
+            }
+        }
+        if line.contains("[`") && !line.contains("`](") {
+            found.push(format!("{number}: a link to a path of Rust: {line}"));
+        }
+        if !line.starts_with('|') && line.chars().count() > 100 {
+            found.push(format!("{number}: longer than 100 columns: {line}"));
+        }
+    }
+    assert_none("README.md", &found);
+    assert!(
+        links > 5 && code > 20,
+        "the rule looks for the right thing: {links} links, {code} lines of code"
+    );
+    assert!(read("src/lib.rs").contains("#[cfg(doctest)]\n#[doc = include_str!(\"../README.md\")]"));
+}
