@@ -106,12 +106,22 @@ fn signal_mask() -> libc::sigset_t {
     }
 }
 
-/// No signal is delivered to this thread while it lives: for sections that a handler must not find half done, since it may make an upcall. Go's runtime does so round the
-/// attaching of a foreign thread (`needm`).
+/// No signal is delivered to this thread while it lives, but those that the thread's own
+/// instructions cause.
+///
+/// For sections that a handler must not find half done, since it may make an upcall. Go's runtime
+/// does so round the attaching of a foreign thread (`needm`). A signal that an instruction causes
+/// cannot wait: while it is blocked the kernel ends the process, with no handler's word. So a VM's
+/// own code that runs in such a section, `Vm::attach`, overflows its stack with the usual message.
 pub(crate) struct SignalsBlocked {
     #[cfg(all(unix, not(loom), not(miri)))]
     before: libc::sigset_t,
 }
+
+/// What an instruction of the thread itself causes: never blocked.
+#[cfg(all(unix, not(loom), not(miri)))]
+const SYNCHRONOUS: [libc::c_int; 6] =
+    [libc::SIGSEGV, libc::SIGBUS, libc::SIGFPE, libc::SIGILL, libc::SIGTRAP, libc::SIGSYS];
 
 impl SignalsBlocked {
     pub(crate) fn new() -> Self {
@@ -123,6 +133,9 @@ impl SignalsBlocked {
                 // SAFETY: both sets are valid for writes, and filled by these calls, which cannot fail with such arguments.
                 unsafe {
                     libc::sigfillset(all.as_mut_ptr());
+                    for synchronous in SYNCHRONOUS {
+                        libc::sigdelset(all.as_mut_ptr(), synchronous);
+                    }
                     libc::pthread_sigmask(libc::SIG_BLOCK, all.as_ptr(), before.as_mut_ptr());
                     before.assume_init()
                 }

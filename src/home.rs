@@ -18,10 +18,26 @@ fn with<T>(f: impl FnOnce(&mut Vec<Home>) -> T) -> T {
     f(&mut HOMES.lock().unwrap_or_else(PoisonError::into_inner))
 }
 
-/// The world that adopts foreign threads for `V`, if it lives.
-pub(crate) fn home<V: StackScanner>() -> Option<Arc<Shared<V>>> {
-    let any = with(|homes| homes.iter().find(|(vm, _)| *vm == TypeId::of::<V>())?.1.upgrade())?;
-    any.downcast().ok()
+/// Who adopts foreign threads for one type of VM.
+pub(crate) enum Adopter<V: StackScanner> {
+    /// No world ever did.
+    Nobody,
+    /// A world that has gone since.
+    Gone,
+    /// This one.
+    World(Arc<Shared<V>>),
+}
+
+/// The world that adopts foreign threads for `V`.
+pub(crate) fn home<V: StackScanner>() -> Adopter<V> {
+    let found = with(|homes| Some(homes.iter().find(|(vm, _)| *vm == TypeId::of::<V>())?.1.upgrade()));
+    match found {
+        None => Adopter::Nobody,
+        Some(world) => match world.and_then(|world| world.downcast().ok()) {
+            None => Adopter::Gone,
+            Some(shared) => Adopter::World(shared),
+        },
+    }
 }
 
 /// Makes `shared` the one, in place of another.
@@ -29,7 +45,8 @@ pub(crate) fn set_home<V: StackScanner>(shared: &Arc<Shared<V>>) {
     let any: Arc<dyn Any + Send + Sync> = Arc::<Shared<V>>::clone(shared);
     let weak = Arc::downgrade(&any);
     with(|homes| {
-        homes.retain(|(vm, home)| *vm != TypeId::of::<V>() && home.strong_count() > 0);
+        // The entry of a world that has gone stays: it tells a late caller from one that is wrong here.
+        homes.retain(|(vm, _)| *vm != TypeId::of::<V>());
         homes.push((TypeId::of::<V>(), weak));
     });
 }

@@ -80,12 +80,14 @@ mod activation;
 mod anchor;
 mod arch;
 mod arity;
+mod attach;
 #[cfg(feature = "audit")]
 mod audit;
 mod chain;
 mod checked;
 mod control;
 mod errno;
+mod exit;
 #[doc(hidden)]
 pub mod faults;
 mod fiber;
@@ -115,6 +117,7 @@ mod root_stack;
 mod safepoint;
 mod sample;
 mod scope;
+mod signals;
 mod state;
 #[cfg_attr(
     not(all(feature = "explore", not(loom))),
@@ -167,6 +170,7 @@ pub use registry::{AttachError, Early, Stragglers};
 pub use root::{Argument, Pinned, ReleasableRoot, ReleaseError, ReleaseToken, Root};
 pub use sample::{Busy, Sample, SampledActivation, sample_thread};
 pub use scope::{Local, Scope};
+pub use signals::can_call_in;
 pub use state::State;
 pub use sync::FenceStrategy;
 pub use timing::{Histogram, Timings};

@@ -11,7 +11,7 @@
 //! - `interrupts`: its lock. `mailbox`: its own thread.
 //! - `stopped`: the stopper, during its pause.
 //! - `checked`: its own thread; its canary also a stopper, during its pause.
-//! - `index`: whoever holds the registry's lock. `next_on_thread`, `free_handles`, `releases`: its own thread.
+//! - `index`: whoever holds the registry's lock. `next_on_thread`, `keep`, `free_handles`, `releases`: its own thread.
 //! - `ownership`: its own thread; others read it under the registry's lock while it is attached, when it changes under that lock only.
 
 use crate::activation::{ForeignFrame, canary_of};
@@ -43,6 +43,16 @@ pub(crate) enum Ownership {
     Orphan,
     /// A [`Fiber`](crate::Fiber).
     Fiber,
+}
+
+/// A world, as far as a thread that leaves it must know.
+pub(crate) trait Leave: Send + Sync {
+    /// Detaches a record that the calling thread itself owns, at the thread's exit.
+    ///
+    /// # Errors
+    ///
+    /// The thread holds a pause of the world.
+    fn leave(&self, header: &Header) -> Result<(), &'static str>;
 }
 
 /// Which thread runs a fiber, and whether it is bound to that thread.
@@ -206,6 +216,9 @@ pub(crate) struct Header {
     pub(crate) free_handles: Cell<*const HandleSlot>,
     /// How many arguments that can be released early this mutator has ever declared: each has a number of its own.
     pub(crate) releases: Cell<u64>,
+    /// Keeps the world alive while a thread is attached: its attachment may be leaked, and a foreign
+    /// thread's has no owner.
+    pub(crate) keep: RefCell<Option<Arc<dyn Leave>>>,
     /// What checked mode keeps. Last, for its canary.
     pub(crate) checked: Checked,
 }
@@ -221,6 +234,7 @@ impl Header {
             base: ForeignFrame::new(ptr::null(), 0),
             stopped: Cell::new(ptr::null()),
             ownership: Cell::new(Ownership::Nobody),
+            keep: RefCell::new(None),
             id: Cell::new(0),
             index: Cell::new(usize::MAX),
             stacks: RefCell::new(Vec::new()),

@@ -109,6 +109,7 @@ macro_rules! thread_local_const {
 pub(crate) use thread_local_const;
 
 /// Declares a thread-local with a destructor.
+#[cfg(any(not(unix), loom, miri))]
 macro_rules! thread_local_lazy {
     ($(#[$meta:meta])* static $name:ident: $ty:ty = $init:expr;) => {
         #[cfg(not(loom))]
@@ -117,6 +118,7 @@ macro_rules! thread_local_lazy {
         loom::thread_local! { $(#[$meta])* static $name: $ty = $init; }
     };
 }
+#[cfg(any(not(unix), loom, miri))]
 pub(crate) use thread_local_lazy;
 
 use core::panic::Location;

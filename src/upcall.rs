@@ -20,8 +20,6 @@ use crate::arch;
 use crate::mutator::Mutator;
 use crate::pause::Shared;
 use crate::thread::only;
-#[cfg(feature = "libffi")]
-use crate::transition::hook;
 use crate::unwind::last_resort;
 use crate::vm::{ErrorPolicy, StackScanner};
 use arrival::Arrival;
@@ -608,8 +606,7 @@ fn enter_somewhere<V: StackScanner>(
     match world.upgrade() {
         Some(shared) => cross_in_by(Arrival::In(&shared), arch::stack_pointer(), conduct, body, fallback),
         None => {
-            // There is no VM left to tell. Foreign frames are next: what cannot be written must not unwind.
-            hook(|| eprintln!("reentry: {}", crate::vm::Report::UpcallAfterShutdown));
+            arrival::tell_nobody(&crate::vm::Report::UpcallAfterShutdown);
             fallback();
         }
     }

@@ -56,7 +56,7 @@ pub trait Vm: Sized + Send + Sync + 'static {
 
     /// Makes the data of a mutator that is being attached. Called on its thread, before it is a mutator: may allocate and block, must not
     /// touch the heap. May panic; then the thread is not attached. No signal is delivered to the thread meanwhile, so that a handler that makes an upcall finds the thread
-    /// attached or not; a thread that is started here inherits that mask.
+    /// attached or not, but for those that an instruction causes (SIGSEGV, SIGFPE and the like); a thread that is started here inherits that mask.
     fn attach(&self) -> Self::Local;
 
     /// Says whether `reference` can be an argument of a foreign call under `plan`.

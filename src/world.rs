@@ -522,6 +522,7 @@ impl<V: StackScanner> WorldBuilder<V> {
     pub fn build(self, vm: V) -> World<V> {
         #[cfg(feature = "audit")]
         let audit = self.audit.or_else(|| vm.audited().map(crate::audit::Audit::new));
+        crate::exit::prepare();
         let shared = Arc::new_cyclic(|own| Shared {
             coordinator: {
                 let coordinator = Coordinator::new(
@@ -629,6 +630,9 @@ impl<V: StackScanner> Drop for Attachment<V> {
     fn drop(&mut self) {
         if let Err(reason) = self.shared.detach(self.parts.lend().header())
             && !std::thread::panicking()
+            // `exit` was called inside a call of this mutator, and destroys the thread-local that this
+            // attachment is in. What the frames below use stays as it is until the process is gone.
+            && !arch::is_below_exit()
         {
             panic!("reentry: mutator {} cannot detach: {reason}", self.parts.lend().id());
         }

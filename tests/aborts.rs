@@ -215,21 +215,6 @@ fn an_upcall_on_a_thread_that_no_world_adopts_aborts() {
     );
 }
 
-/// A world that is gone adopts nobody.
-#[test]
-fn an_upcall_on_a_foreign_thread_after_the_adopting_world_has_gone_aborts() {
-    aborts(
-        "an_upcall_on_a_foreign_thread_after_the_adopting_world_has_gone_aborts",
-        &["a thread that no world knows", "World::adopt_foreign_threads"],
-        || {
-            let world = World::new(Small);
-            world.adopt_foreign_threads();
-            drop(world);
-            call_back(upcall_fn(body));
-        },
-    );
-}
-
 /// The thread would have to wait for a pause that it holds itself, and has no managed caller that an error could go to.
 #[test]
 fn an_upcall_that_would_attach_a_thread_inside_its_own_pause_aborts() {

@@ -30,6 +30,8 @@ const FLOORS: &[&[&str]] = &[
     &["safepoint"],
     &["pause"],
     &["thread", "pointers"],
+    &["exit"],
+    &["attach"],
     // The boundary.
     &["transition"],
     &["mutator"],
@@ -44,7 +46,7 @@ const FLOORS: &[&[&str]] = &[
     // The front.
     &["world"],
     &["handle"],
-    &["sample"],
+    &["sample", "signals"],
     &["upcall"],
     &["dynamic"],
     &["fork"],

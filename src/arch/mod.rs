@@ -14,7 +14,8 @@
 //! | `FloatControl::read()` | the control registers of floating-point arithmetic: rounding, exceptions that trap, denormals |
 //! | `FloatControl::restore(self)` | puts them back; what was computed meanwhile keeps its status flags |
 //!
-//! `stack_bounds()`, which asks the system and not the machine, and `caller_sp()`, which asks the unwinder, are here.
+//! `stack_bounds()`, which asks the system and not the machine, and `caller_sp()` and
+//! `is_below_exit()`, which ask the unwinder, are here.
 //!
 //! Assembly stands in this directory only.
 
@@ -126,4 +127,47 @@ pub(crate) fn caller_sp(sp: usize) -> Option<usize> {
         let _ = sp;
         None
     }
+}
+
+/// Says whether the calling thread is inside `exit` (or `quick_exit`): the process is ending, and
+/// handlers and destructors run on top of whatever called it. Slow.
+///
+/// The evidence is the stack, so `false` says only that nothing was found: foreign code in between
+/// may have no unwind tables.
+pub(crate) fn is_below_exit() -> bool {
+    #[cfg(all(target_os = "linux", not(loom), not(miri)))]
+    {
+        use core::ffi::{c_int, c_void};
+        // As in `caller_sp`.
+        unsafe extern "C" {
+            fn _Unwind_Backtrace(
+                step: extern "C" fn(*mut c_void, *mut c_void) -> c_int,
+                data: *mut c_void,
+            ) -> c_int;
+            fn _Unwind_GetIP(frame: *mut c_void) -> usize;
+            fn _Unwind_FindEnclosingFunction(pc: *mut c_void) -> *mut c_void;
+            fn quick_exit(status: c_int) -> !;
+        }
+        const GO_ON: c_int = 0;
+        const STOP: c_int = 4;
+        extern "C" fn step(frame: *mut c_void, data: *mut c_void) -> c_int {
+            let ends = [libc::exit as *const () as usize, quick_exit as *const () as usize];
+            // SAFETY: `data` is the flag below, and `frame` what the unwinder has just given. The
+            // return address is looked up and not followed.
+            unsafe {
+                let pc = core::ptr::without_provenance_mut(_Unwind_GetIP(frame));
+                if !ends.contains(&_Unwind_FindEnclosingFunction(pc).addr()) {
+                    return GO_ON;
+                }
+                data.cast::<bool>().write(true);
+            }
+            STOP
+        }
+        let mut found = false;
+        // SAFETY: `step` keeps the unwinder's contract, and `found` outlives the walk.
+        unsafe { _Unwind_Backtrace(step, (&raw mut found).cast()) };
+        found
+    }
+    #[cfg(not(all(target_os = "linux", not(loom), not(miri))))]
+    false
 }

@@ -27,7 +27,7 @@ use crate::activation::{ForeignFrame, Upcalls};
 use crate::arch;
 use crate::control::{MachineState, Saved};
 use crate::faults::Faults;
-use crate::home::home;
+use crate::home::{Adopter, home};
 use crate::pause::Shared;
 use crate::record::Ownership;
 use crate::registry::{AttachError, Unreleased};
@@ -108,8 +108,12 @@ impl<V: StackScanner> Arriving<'_, V> {
                 type_name::<V>()
             )),
             Innermost::None => match home::<V>() {
-                Some(shared) => self.attaching(&shared),
-                None => abort_homeless::<V>(),
+                Adopter::World(shared) => self.attaching(&shared),
+                Adopter::Gone => tell_nobody(&Report::UpcallAfterShutdown),
+                Adopter::Nobody if self.policy == Some(ErrorPolicy::Fallback) || arch::is_below_exit() => {
+                    tell_nobody(&Report::UpcallWithoutWorld { vm: type_name::<V>() });
+                }
+                Adopter::Nobody => abort_homeless::<V>(),
             },
         }
     }
@@ -144,6 +148,7 @@ impl<V: StackScanner> Arriving<'_, V> {
             Err(AttachError::NotOpen) => Report::UpcallBeforeOpen,
             // By the handler of a signal, while this upcall was on its way to attach.
             Err(AttachError::AlreadyAttached) => return self.in_world(shared),
+            Err(AttachError::PauseHeldHere) if arch::is_below_exit() => Report::UpcallAtProcessExit,
             Err(error @ AttachError::PauseHeldHere) => {
                 unwind::abort(format_args!("a foreign thread calls in: {error}"))
             }
@@ -167,7 +172,7 @@ impl<V: StackScanner> Arriving<'_, V> {
             }
             if self.sp >= crossing && stack.contains(&crossing) && !V::FAULTS.has(Faults::NO_SKIP_CHECK) {
                 let Some(call) = header.call_above::<V>(saved.older, self.edge()) else {
-                    abort_managed::<V>(record)
+                    return refuse_managed::<V>(record);
                 };
                 repair_slow(vm_of::<V>(record), header, call);
                 return self.from(record, call);
@@ -196,7 +201,7 @@ impl<V: StackScanner> Arriving<'_, V> {
                 return self.from(record, call);
             }
         }
-        abort_managed::<V>(record)
+        refuse_managed::<V>(record);
     }
 
     /// Where the frame of whoever called the upcall function ends.
@@ -296,6 +301,24 @@ fn abort_switched<V: StackScanner>(record: &Record<V>, saved: &ForeignFrame) -> 
         },
         Site(saved.site.get())
     ))
+}
+
+/// Tells of an upcall that found no world whose VM could be told.
+pub(super) fn tell_nobody(report: &Report<'_>) {
+    use std::io::Write as _;
+    // Foreign frames are next, so nothing may unwind; what cannot be written is lost.
+    hook(|| drop(writeln!(std::io::stderr(), "reentry: {report}")));
+}
+
+/// An upcall came in on a mutator that is managed. Where managed code has called `exit`, a handler or
+/// a destructor of foreign code may do that, and gets the fallback value; elsewhere it is misuse.
+#[cold]
+#[inline(never)]
+fn refuse_managed<V: StackScanner>(record: &Record<V>) {
+    if !arch::is_below_exit() {
+        abort_managed::<V>(record);
+    }
+    hook(|| vm_of::<V>(record).report(&Report::UpcallAtProcessExit));
 }
 
 #[cold]

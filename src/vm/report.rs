@@ -32,8 +32,20 @@ pub enum Report<'r> {
     UpcallAfterShutdown,
     /// A foreign thread called in before the world was opened. C got the fallback value.
     UpcallBeforeOpen,
-    /// A foreign thread called in while its thread-locals were being destroyed. C got the fallback value.
+    /// A foreign thread called in when its exit had detached it. C got the fallback value.
     UpcallAtThreadExit,
+    /// A handler or destructor of foreign code called in at the exit of the process, on a thread
+    /// where the call that `exit` was made in is in progress still: managed code, or a pause. C got
+    /// the fallback value.
+    UpcallAtProcessExit,
+    /// An upcall function was called on a thread that no world knows, and no world has ever adopted
+    /// foreign threads for its type of VM. C got the fallback value: the function is
+    /// [`FallbackOnly`](crate::FallbackOnly), or the process is exiting. There is no VM to tell, so
+    /// this is written to standard error.
+    UpcallWithoutWorld {
+        /// The type of the VM.
+        vm: &'static str,
+    },
     /// Foreign code called a closure that had been dropped. It got the fallback value.
     #[cfg(feature = "libffi")]
     ClosureCalledLate {
@@ -216,6 +228,13 @@ impl fmt::Display for Report<'_> {
             Self::UpcallAtThreadExit => {
                 f.write_str("a foreign thread called in while it was exiting; C got the fallback value")
             }
+            Self::UpcallAtProcessExit => f.write_str(
+                "foreign code called in at the exit of the process, where managed code or a pause of the same thread had called `exit`; C got the fallback value. Leave managed code before the process exits",
+            ),
+            Self::UpcallWithoutWorld { vm } => write!(
+                f,
+                "a thread that no world knows called an upcall function of `{vm}`; C got the fallback value. Call `World::adopt_foreign_threads` first, or use an `UpcallClosure`, which knows its world"
+            ),
             #[cfg(feature = "libffi")]
             Self::ClosureCalledLate { name, made_at } => write!(
                 f,

@@ -309,6 +309,23 @@ fn a_thread_that_calls_in_again_when_its_exit_has_detached_it_gets_the_fallback_
     );
 }
 
+/// Between the end of one world and the adoption by the next, a pool's thread is refused, and not the end of the process.
+#[test]
+fn a_thread_that_calls_in_when_the_world_that_adopted_has_gone_gets_the_fallback_value() {
+    type Vm = Plain<39>;
+    fn body(_: &mut Mutator<Vm>, x: c_int) -> c_int {
+        x + 1
+    }
+    let callback: Callback = upcall_fn_or(body, || -1);
+    for _ in 0..2 {
+        let world = Vm::world(FenceStrategy::probe());
+        world.adopt_foreign_threads();
+        assert_eq!(elsewhere(callback), 1);
+        drop(world);
+        assert_eq!(elsewhere(callback), -1);
+    }
+}
+
 /// The handler runs after the thread-locals of the main thread are gone, when the world may be.
 #[test]
 fn an_upcall_at_the_exit_of_the_process_gets_the_result_or_the_fallback_value() {

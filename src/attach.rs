@@ -1,0 +1,212 @@
+//! Attaching and detaching: a thread of the VM's own, a foreign one, a fiber.
+
+use crate::control::SignalsBlocked;
+use crate::exit::{ThreadExiting, arm};
+use crate::pause::Shared;
+use crate::record::{FiberState, Header, Leave, MutatorRecord, Ownership};
+use crate::registry::AttachError;
+use crate::state::Event;
+use crate::steps::{Step, reached};
+use crate::thread::{Record, link, unlink};
+use crate::unwind;
+use crate::vm::{FrameKind, Report, StackScanner};
+use core::any::TypeId;
+use core::cell::UnsafeCell;
+use core::ptr;
+use std::sync::Arc;
+
+impl<V: StackScanner> Leave for Shared<V> {
+    fn leave(&self, header: &Header) -> Result<(), &'static str> {
+        let base = &raw const header.base;
+        let jumped = !header.word.is_published(base);
+        if jumped {
+            // Foreign code has skipped upcalls and made no crossing since (I5): nothing managed can run on this thread any more. Until the gate lets it out,
+            // a stopper finds every root at the base; what they held ends with the mutator.
+            // SAFETY: the word of an attached mutator holds a live record.
+            let skipped = unsafe { (*header.word.record()).depth } as usize;
+            header.word.publish(base, V::FAULTS);
+            // Caught: a panic in a thread's destructors ends the process, and the mutator must be let go first.
+            let report = Report::ActivationsSkipped { skipped, call_site: None };
+            drop(unwind::stop(|| self.vm.report(&report)));
+        }
+        self.detach_after(header, jumped)
+    }
+}
+
+impl<V: StackScanner> Shared<V> {
+    /// Attaches the calling thread. On return it is managed if `ownership` is an attachment's, foreign if it is the thread's own.
+    ///
+    /// # Errors
+    ///
+    /// See [`AttachError`].
+    pub(crate) fn attach(
+        self: &Arc<Self>,
+        ownership: Ownership,
+        entry_sp: usize,
+    ) -> Result<&Record<V>, AttachError> {
+        if !self.current().is_null() {
+            return Err(AttachError::AlreadyAttached);
+        }
+        if ownership == Ownership::Thread {
+            self.coordinator.admit_foreign_thread()?;
+        }
+        // A handler that makes an upcall finds this thread attached or not, and no lock held by it.
+        let _blocked = SignalsBlocked::new();
+        // First: whatever fails after this leaves nothing attached.
+        arm().map_err(|ThreadExiting| AttachError::ThreadExiting)?;
+        let local = self.vm.attach();
+        if !self.current().is_null() {
+            return Err(AttachError::AlreadyAttached); // by the VM itself, just now
+        }
+        let header = self.coordinator.take_idle().unwrap_or_else(|| self.new_record());
+        // SAFETY: an idle or new record of this world; nobody else has it.
+        let record = unsafe { &*header.cast::<Record<V>>() };
+        // SAFETY: as above.
+        unsafe { *record.local.get() = Some(local) };
+        let header = &record.header;
+        header.begin(entry_sp, self.stack_reserve);
+        // The first depth: an upcall in the handler of a signal then allocates nothing.
+        header.base.newer_slow();
+        let undo = scopeguard::guard((), |()| {
+            // SAFETY: not admitted: nobody else has the record.
+            drop(unsafe { (*record.local.get()).take() });
+            header.ownership.set(Ownership::Nobody);
+            self.coordinator.give_idle(header);
+        });
+        match ownership {
+            Ownership::Thread => {
+                header.base.kind.set(FrameKind::ForeignThread);
+                // It made no call: every upcall lies below.
+                header.base.machine_sp.set(usize::MAX);
+                header.word.publish(&raw const header.base, V::FAULTS);
+            }
+            // Managed from the start: no stopper can look until the gate lets it in, and then none is stopping.
+            _ => header.word.reset(&raw const header.base),
+        }
+        // Before the gate lets it in: from then on other threads may read it, under the registry's lock.
+        header.ownership.set(ownership);
+        reached(header.world, Step::Attaching);
+        self.coordinator.admit(header, V::FAULTS)?;
+        let attached = match ownership {
+            Ownership::Thread => Step::AttachedForeign,
+            _ => Step::Attached,
+        };
+        reached(header.world, attached);
+        scopeguard::ScopeGuard::into_inner(undo);
+        let world: Arc<dyn Leave> = Arc::<Self>::clone(self);
+        header.keep.replace(Some(world));
+        link(header);
+        Ok(record)
+    }
+
+    /// Attaches a mutator that is no thread's. Waits for nothing.
+    ///
+    /// # Errors
+    ///
+    /// The world is shut down.
+    pub(crate) fn attach_fiber(&self, fiber: &FiberState) -> Result<&Record<V>, AttachError> {
+        let local = self.vm.attach();
+        let header = self.coordinator.take_idle().unwrap_or_else(|| self.new_record());
+        // SAFETY: an idle or new record of this world; nobody else has it.
+        let record = unsafe { &*header.cast::<Record<V>>() };
+        // SAFETY: as above.
+        unsafe { *record.local.get() = Some(local) };
+        let header = &record.header;
+        header.begin_fiber(fiber);
+        header.word.publish(&raw const header.base, V::FAULTS);
+        let undo = scopeguard::guard((), |()| {
+            header.end();
+            // SAFETY: not admitted: nobody else has the record.
+            drop(unsafe { (*record.local.get()).take() });
+            header.ownership.set(Ownership::Nobody);
+            self.coordinator.give_idle(header);
+        });
+        header.ownership.set(Ownership::Fiber);
+        self.coordinator.admit_fiber(header)?;
+        scopeguard::ScopeGuard::into_inner(undo);
+        Ok(record)
+    }
+
+    #[cold]
+    fn new_record(&self) -> *const Header {
+        let record = Box::new(MutatorRecord::<V::Local> {
+            header: Header::new(self.coordinator.fence(), TypeId::of::<V>(), ptr::from_ref(self).cast()),
+            local: UnsafeCell::new(None),
+        });
+        let record = Box::into_raw(record).cast_const().cast::<Header>();
+        // SAFETY: just made, and nobody else's.
+        unsafe { (*record).settle() };
+        record
+    }
+
+    /// Detaches `header`, a mutator of the calling thread: managed in its base activation, or a foreign thread's own between upcalls.
+    ///
+    /// # Errors
+    ///
+    /// What the mutator is doing that forbids it. Nothing has been changed.
+    pub(crate) fn detach(&self, header: &Header) -> Result<(), &'static str> {
+        self.detach_after(header, false)
+    }
+
+    /// [`detach`](Self::detach), where foreign code has `jumped` over calls whose arguments end here: they have been reported.
+    ///
+    /// # Errors
+    ///
+    /// As [`detach`](Self::detach).
+    fn detach_after(&self, header: &Header, jumped: bool) -> Result<(), &'static str> {
+        let blocked = SignalsBlocked::new();
+        let orphan = header.ownership.get() == Ownership::Orphan;
+        let base = &raw const header.base;
+        match header.ownership.get() {
+            Ownership::Attachment => {
+                header.state().after(Event::Detach)?;
+                if !header.word.is_managed_in(base) {
+                    return Err("an upcall of it is in progress; detach when the foreign call has returned");
+                }
+                reached(header.world, Step::Detaching);
+                header.base.kind.set(FrameKind::Leaving);
+                header.word.publish(base, V::FAULTS);
+            }
+            Ownership::Thread if !header.word.is_published(base) => {
+                return Err("an upcall of it is in progress; detach when the upcall has returned");
+            }
+            Ownership::Thread | Ownership::Orphan => {}
+            Ownership::Fiber => return Err("it is a fiber's; drop the `Fiber` instead"),
+            Ownership::Nobody => return Err("it is not attached"),
+        }
+        reached(header.world, Step::DetachPublished);
+        if self.coordinator.dismiss(header, V::FAULTS).is_err() {
+            if header.ownership.get() == Ownership::Attachment {
+                header.base.kind.set(FrameKind::ForeignCall);
+                header.word.reset(base);
+            }
+            return Err("this thread holds a pause of the world; end the pause first");
+        }
+        reached(header.world, Step::Detached);
+        if !orphan {
+            unlink(header);
+        }
+        // SAFETY: a record of this world, dismissed: nobody else has it.
+        let record = unsafe { &*ptr::from_ref(header).cast::<Record<V>>() };
+        // A mutator that detaches is in no call, so what it still declares was leaked.
+        let (mutator, mut leaked) = (header.id.get(), 0);
+        if !jumped {
+            header.roots.all(|_| leaked += 1);
+        }
+        header.end();
+        self.handles.give_back(&header.free_handles);
+        // SAFETY: as above.
+        let local = unsafe { (*record.local.get()).take() };
+        // Dropped last: it may be what keeps the world alive, and the caller holds another for as long as `self` is borrowed.
+        let world = header.keep.take();
+        self.coordinator.give_idle(header);
+        // Code of the VM runs from here on, and may start threads, which inherit the mask.
+        drop(blocked);
+        drop(local);
+        if leaked > 0 {
+            self.vm.report(&Report::ArgumentsLeaked { mutator, count: leaked });
+        }
+        drop(world);
+        Ok(())
+    }
+}
