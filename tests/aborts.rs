@@ -14,7 +14,7 @@ use reentry::{
 };
 use reentry_foreign::{
     Callback, DataCallback, foreign_call_back, foreign_call_back_elsewhere, foreign_call_back_last,
-    foreign_catch, foreign_jump, foreign_land, foreign_land_and_call, foreign_throw,
+    foreign_catch, foreign_jump, foreign_land, foreign_land_and_call, foreign_throw, needs_cpp,
 };
 use std::sync::OnceLock;
 
@@ -813,6 +813,7 @@ fn without_the_look_for_skipped_upcalls_an_upcall_after_a_jump_aborts() {
 }
 
 /// Rust cannot catch an exception of C++, and a plain upcall function must not let it pass: the standard library ends the process.
+#[needs_cpp]
 #[test]
 #[expect(ffi_unwind_calls, reason = "an exception of C++ leaves the function on purpose")]
 fn an_exception_that_reaches_a_plain_upcall_function_aborts() {
@@ -840,6 +841,7 @@ fn an_exception_that_reaches_a_plain_upcall_function_aborts() {
 }
 
 /// I7: what goes the way of an exception must be one, since C++ above must not meet a panic.
+#[needs_cpp]
 #[test]
 #[expect(ffi_unwind_calls, reason = "exceptions of C++ may leave these functions")]
 fn a_panic_in_an_unwinding_upcall_aborts_and_names_the_call() {
@@ -862,6 +864,7 @@ fn a_panic_in_an_unwinding_upcall_aborts_and_names_the_call() {
 }
 
 /// An exception and a panic look alike to a destructor of a thread that was unwinding before the upcall.
+#[needs_cpp]
 #[test]
 #[expect(ffi_unwind_calls, reason = "exceptions of C++ may leave these functions")]
 fn an_exception_past_an_unwinding_upcall_on_a_thread_that_unwinds_aborts() {
@@ -892,6 +895,7 @@ fn an_exception_past_an_unwinding_upcall_on_a_thread_that_unwinds_aborts() {
     });
 }
 
+#[needs_cpp]
 #[test]
 #[expect(ffi_unwind_calls, reason = "exceptions of C++ may leave these functions")]
 fn a_panic_in_an_unwinding_closure_aborts() {

@@ -668,7 +668,7 @@ fn the_guide_names_all_of_the_kit_for_models() {
 /// Whoever follows the chapter has a program that runs: each piece is the example's own text, in its order, and from the second step on nothing is left out.
 #[test]
 fn the_pieces_of_the_tiny_vm_in_the_guide_are_the_example() {
-    let (chapter, example) = (read("src/guide/start.md"), read("examples/tiny_vm.rs"));
+    let (chapter, example) = (read("src/guide/start.md"), read("examples/tiny_vm/main.rs"));
     let (mut at, mut shown) = (0, String::new());
     for block in chapter.split("```rust,ignore\n").skip(1) {
         let piece = block.split("```").next().unwrap();

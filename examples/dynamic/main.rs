@@ -1,8 +1,8 @@
 //! A small script language whose programs bind C libraries when they run, and call them with the objects of a heap that moves.
 //!
 //! ```text
-//! cargo run --release --example dynamic -- examples/dynamic/scripts/sqlite.script
-//! cargo run --release --example dynamic -- -e 'extern "libm.so.6" double pow(double, double); print(pow(2, 0.5));'
+//! cargo run --release -p dynamic -- examples/dynamic/scripts/sqlite.script
+//! cargo run --release -p dynamic -- -e 'extern "libm.so.6" double pow(double, double); print(pow(2, 0.5));'
 //! ```
 //!
 //! # How it keeps its references right
@@ -89,7 +89,7 @@ fn main() -> ExitCode {
 }
 
 /// Runs the program, and gives its exit code.
-pub(crate) fn start(arguments: impl Iterator<Item = String>) -> u8 {
+fn start(arguments: impl Iterator<Item = String>) -> u8 {
     match choose(arguments) {
         Ok(Choice::Help) => {
             show(HELP);

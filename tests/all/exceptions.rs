@@ -14,7 +14,7 @@ use reentry::{MachineState, Mutator, UpcallClosure, upcall_fn, upcall_fn_unwind}
 use reentry_foreign::{
     foreign_call_back_last, foreign_catch, foreign_catch_after_callback, foreign_catch_and_call,
     foreign_catch_and_rethrow, foreign_catch_first, foreign_log, foreign_pass, foreign_take_log,
-    foreign_throw, foreign_throw_and_catch,
+    foreign_throw, foreign_throw_and_catch, needs_cpp,
 };
 
 type UnwindStep = extern "C-unwind" fn(c_int, *mut c_void) -> c_int;
@@ -42,6 +42,7 @@ fn take_log() -> Vec<c_int> {
     log[..length].to_vec()
 }
 
+#[needs_cpp]
 #[test]
 fn an_exception_passes_an_upcall_and_ends_what_it_held() {
     let world = world::<Correct>();
@@ -85,6 +86,7 @@ fn an_exception_passes_an_upcall_and_ends_what_it_held() {
 }
 
 /// C++ that throws below a leaf call: the upcall is managed when the exception passes it.
+#[needs_cpp]
 #[test]
 fn an_exception_out_of_a_leaf_call_leaves_the_upcall_too() {
     let world = world::<Correct>();
@@ -108,6 +110,7 @@ fn an_exception_out_of_a_leaf_call_leaves_the_upcall_too() {
 }
 
 /// Three upcalls and four frames of C++ between the throw and the catch; each upcall gives back what it held before the frame above goes on.
+#[needs_cpp]
 #[test]
 fn an_exception_passes_three_upcalls_caught_and_thrown_again_on_the_way() {
     let world = world::<Correct>();
@@ -135,6 +138,7 @@ fn an_exception_passes_three_upcalls_caught_and_thrown_again_on_the_way() {
 }
 
 /// The inner of two calls catches: the outer upcall, which the exception has not reached, keeps what it has.
+#[needs_cpp]
 #[test]
 fn an_exception_that_is_caught_halfway_disturbs_nothing_above() {
     let world = world::<Correct>();
@@ -168,6 +172,7 @@ fn an_exception_that_is_caught_halfway_disturbs_nothing_above() {
 }
 
 /// An error of an upcall that the exception's call carried has nobody left to go to; one of the outer call is carried on.
+#[needs_cpp]
 #[test]
 fn an_error_of_an_upcall_beside_an_exception_is_reported_or_carried() {
     let world = world::<Correct>();
@@ -195,6 +200,7 @@ fn an_error_of_an_upcall_beside_an_exception_is_reported_or_carried() {
 }
 
 /// C++ that throws and catches between two upcalls, or after one, crosses nothing with its exceptions: plain upcall functions serve it.
+#[needs_cpp]
 #[test]
 fn exceptions_between_frames_of_cpp_disturb_no_upcall() {
     let world = world::<Correct>();
@@ -226,6 +232,7 @@ fn exceptions_between_frames_of_cpp_disturb_no_upcall() {
 }
 
 /// Both unwinding forms of a closure with user data, with and without an exception.
+#[needs_cpp]
 #[test]
 fn exceptions_pass_closures_in_their_unwinding_form() {
     let world = world::<Correct>();
@@ -261,6 +268,7 @@ fn exceptions_pass_closures_in_their_unwinding_form() {
 }
 
 /// C++ gets its own machine state back when an exception leaves the upcall, as it does when the upcall returns.
+#[needs_cpp]
 #[test]
 fn an_exception_that_leaves_an_upcall_leaves_cpp_its_own_machine_state() {
     let world = world::<Correct>();
@@ -282,6 +290,7 @@ fn an_exception_that_leaves_an_upcall_leaves_cpp_its_own_machine_state() {
 }
 
 /// Exceptions while another thread collects all the time: each upcall on the way becomes managed, waits if it must, and is foreign again before C++ goes on.
+#[needs_cpp]
 #[test]
 fn exceptions_pass_upcalls_while_another_thread_pauses_the_world() {
     let world = world::<Correct>();

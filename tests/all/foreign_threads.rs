@@ -12,7 +12,7 @@ use reentry::testkit::{FaultSet, Ref, TestVm};
 use reentry::{Early, FenceStrategy, Mutator, Stragglers, World, sample_thread, upcall_fn, upcall_fn_or};
 use reentry_foreign::{
     Callback, foreign_call_back, foreign_call_back_at_exit, foreign_call_back_elsewhere,
-    foreign_call_back_in_destructor, foreign_flood, foreign_threads, foreign_uv, foreign_uv_end,
+    foreign_call_back_in_destructor, foreign_flood, foreign_threads, foreign_uv, foreign_uv_end, needs_libuv,
 };
 use std::collections::BTreeSet;
 use std::sync::Mutex;
@@ -25,6 +25,7 @@ fn elsewhere(callback: Callback) -> c_int {
 }
 
 /// libuv's pool is made of threads nobody announced; its loop calls back in the midst of a foreign call.
+#[needs_libuv]
 #[test]
 fn the_pool_of_libuv_calls_in_on_threads_of_its_own_and_its_loop_inside_the_foreign_call() {
     type Vm = Plain<30>;

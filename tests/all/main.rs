@@ -7,7 +7,6 @@ mod child;
 mod closures;
 mod dynamic;
 mod dynamic_abi;
-mod dynamic_example;
 mod dynamic_pointees;
 mod early_release;
 mod emulator;

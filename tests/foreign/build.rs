@@ -1,60 +1,79 @@
-//! Compiles the C side, and the C++ side.
+//! Compiles the C side; the C++ side and libuv's too, if there is a C++ compiler and `uv.h`.
+#![expect(clippy::missing_panics_doc, reason = "a build script fails by panicking")]
 
 mod abi;
 
+use std::env;
+use std::fs;
 use std::path::PathBuf;
 use std::process::Stdio;
 
+const SOURCES: [&str; 12] = [
+    "c/calls.c",
+    "c/checked.c",
+    "c/contexts.c",
+    "c/crossings.c",
+    "c/errors.c",
+    "c/handles.c",
+    "c/jumps.c",
+    "c/late.c",
+    "c/missing.c",
+    "c/signals.c",
+    "c/threads.c",
+    // The example's own.
+    "../../examples/undead_arguments/founding.c",
+];
+
+/// Set where nothing may be left out: what is missing is an error then.
+const LEAVE_NOTHING_OUT: &str = "REENTRY_LEAVE_NOTHING_OUT";
+
 fn main() {
-    let sources = [
-        "c/calls.c",
-        "c/checked.c",
-        "c/contexts.c",
-        "c/crossings.c",
-        "c/errors.c",
-        "c/founding.c",
-        "c/handles.c",
-        "c/jumps.c",
-        "c/late.c",
-        "c/signals.c",
-        "c/threads.c",
-        "c/uv.c",
-    ];
-    find_libuv();
-    cc::Build::new()
-        .files(sources)
-        .std("c11")
-        .opt_level(2)
-        .warnings(true)
-        .extra_warnings(true)
-        .compile("reentry_foreign");
-    let cpp_sources = ["c/exceptions.cpp"];
-    cc::Build::new()
-        .cpp(true)
-        .files(cpp_sources)
-        .std("c++17")
-        .opt_level(2)
-        .warnings(true)
-        .extra_warnings(true)
-        .compile("reentry_foreign_cpp");
+    println!("cargo::rerun-if-env-changed={LEAVE_NOTHING_OUT}");
+    println!("cargo::rustc-check-cfg=cfg(cpp, libuv)");
+    let cpp = compiles(true, "#include <cstddef>\nint main() { throw 1; }\n");
+    let libuv = compiles(false, "#include <uv.h>\n");
+    let mut c = cc::Build::new();
+    c.files(SOURCES);
+    if cpp {
+        println!("cargo::rustc-cfg=cpp");
+    } else {
+        missing("a C++ compiler (Debian: g++)", "/usr/bin");
+        c.define("WITHOUT_CPP", None);
+    }
+    if libuv {
+        println!("cargo::rustc-cfg=libuv");
+        c.file("c/uv.c");
+    } else {
+        missing("libuv's header `uv.h` (Debian: libuv1-dev)", "/usr/include");
+        c.define("WITHOUT_LIBUV", None);
+    }
+    c.std("c11").opt_level(2).warnings(true).extra_warnings(true).compile("reentry_foreign");
+    if cpp {
+        cc::Build::new()
+            .cpp(true)
+            .file("c/exceptions.cpp")
+            .std("c++17")
+            .opt_level(2)
+            .warnings(true)
+            .extra_warnings(true)
+            .compile("reentry_foreign_cpp");
+    }
     compile_abi();
-    for source in sources.into_iter().chain(cpp_sources).chain(["c/abi.h"]) {
+    for source in SOURCES.into_iter().chain(["c/uv.c", "c/exceptions.cpp", "c/abi.h"]) {
         println!("cargo::rerun-if-changed={source}");
     }
-    println!("cargo::rustc-link-lib=uv");
+    if libuv {
+        println!("cargo::rustc-link-lib=uv");
+    }
     println!("cargo::rustc-link-lib=pthread");
 }
 
 /// Generates the C side of the tests of dynamic calls, and compiles it.
-///
-/// # Panics
-///
-/// If the file cannot be written.
 fn compile_abi() {
-    let target = |key: &str| std::env::var(format!("CARGO_CFG_TARGET_{key}")).unwrap_or_default();
-    let source = PathBuf::from(std::env::var_os("OUT_DIR").expect("Cargo sets it")).join("abi.c");
+    let target = |key: &str| env::var(format!("CARGO_CFG_TARGET_{key}")).unwrap_or_default();
+    let source = out().join("abi.c");
     let win64 = target("ARCH") == "x86_64" && target("FAMILY").contains("unix");
-    std::fs::write(&source, abi::generate(win64)).expect("the output directory can be written to");
+    fs::write(&source, abi::generate(win64)).expect("the output directory can be written to");
     cc::Build::new()
         .file(source)
         .include("c")
@@ -65,17 +84,22 @@ fn compile_abi() {
         .compile("reentry_foreign_abi");
 }
 
-/// Looks for libuv.
-///
-/// # Panics
-///
-/// If it is not there: says what to install, in place of a page of compiler errors.
-fn find_libuv() {
-    let mut look = cc::Build::new().get_compiler().to_command();
-    let look = look.args(["-E", "-include", "uv.h", "-x", "c", "/dev/null"]);
-    let found = look.stdout(Stdio::null()).stderr(Stdio::null()).status();
-    assert!(
-        found.is_ok_and(|status| status.success()),
-        "the tests need libuv's header `uv.h`, which the C compiler does not find; install it: `apt-get install libuv1-dev` on Debian"
-    );
+fn out() -> PathBuf {
+    env::var_os("OUT_DIR").expect("Cargo sets it").into()
+}
+
+/// Whether the compiler, that of C++ or that of C, is there and takes this program.
+fn compiles(cpp: bool, program: &str) -> bool {
+    let source = out().join(if cpp { "probe.cpp" } else { "probe.c" });
+    fs::write(&source, program).expect("the output directory can be written to");
+    let Ok(compiler) = cc::Build::new().cpp(cpp).try_get_compiler() else { return false };
+    let mut probe = compiler.to_command();
+    probe.arg("-c").arg(&source).arg("-o").arg(out().join("probe.o"));
+    probe.stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok_and(|status| status.success())
+}
+
+/// Notes that something is missing, and looks again when `installed`, a directory, has changed.
+fn missing(what: &str, installed: &str) {
+    assert!(env::var_os(LEAVE_NOTHING_OUT).is_none(), "{what} is missing, and {LEAVE_NOTHING_OUT} is set");
+    println!("cargo::rerun-if-changed={installed}");
 }

@@ -1,8 +1,41 @@
-//! The C side of reentry's tests, examples and benches: real foreign code, compiled by the `cc` crate.
+//! The C side of reentry's tests and benches: real foreign code, compiled by the `cc` crate.
 //!
 //! Every function is what its C source says; whoever calls one promises valid pointers and functions that may be called.
 
 pub mod abi;
+
+pub use reentry_needs::{needs_cpp, needs_libuv};
+
+/// Whether the C++ side is there. Without it, its functions end the process with a message.
+pub const CPP: bool = cfg!(cpp);
+
+/// Takes the first form of a test if the C++ side is there, and the second if not: see [`needs_cpp`].
+#[cfg(cpp)]
+#[macro_export]
+macro_rules! if_cpp {
+    ({ $($there:tt)* } { $($missing:tt)* }) => { $($there)* };
+}
+
+/// Takes the first form of a test if the C++ side is there, and the second if not: see [`needs_cpp`].
+#[cfg(not(cpp))]
+#[macro_export]
+macro_rules! if_cpp {
+    ({ $($there:tt)* } { $($missing:tt)* }) => { $($missing)* };
+}
+
+/// Takes the first form of a test if libuv is there, and the second if not: see [`needs_libuv`].
+#[cfg(libuv)]
+#[macro_export]
+macro_rules! if_libuv {
+    ({ $($there:tt)* } { $($missing:tt)* }) => { $($there)* };
+}
+
+/// Takes the first form of a test if libuv is there, and the second if not: see [`needs_libuv`].
+#[cfg(not(libuv))]
+#[macro_export]
+macro_rules! if_libuv {
+    ({ $($there:tt)* } { $($missing:tt)* }) => { $($missing)* };
+}
 
 use core::ffi::{c_int, c_long, c_uchar, c_void};
 use core::sync::atomic::{AtomicU32, AtomicU64};

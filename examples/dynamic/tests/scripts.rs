@@ -1,40 +1,20 @@
-//! The example `dynamic`, as a program of its own: its scripts, and what it says of scripts that are wrong.
+//! The scripts do what they say, and scripts that are wrong are told what is wrong with them.
+#![expect(clippy::missing_panics_doc, reason = "a test fails by panicking")]
 
-use crate::emulator;
-use std::process::Output;
+use std::process::{Command, Output};
 
-#[path = "../../examples/dynamic/main.rs"]
-#[allow(dead_code, reason = "its `main` is for the example")]
-mod program;
-
-const ARGUMENTS: &str = "REENTRY_EXAMPLE_ARGUMENTS";
-
-/// Not a test of anything but `--help`, unless a test below runs it in a process of its own: it is the program then.
-#[test]
-fn help_is_asked_for() {
-    let Some(arguments) = std::env::var_os(ARGUMENTS) else {
-        assert_eq!(program::start(["--help".to_owned()].into_iter()), 0);
-        return;
-    };
-    let arguments = arguments.into_string().unwrap();
-    let arguments = arguments.split_terminator('\x1f').map(str::to_owned);
-    std::process::exit(program::start(arguments).into());
-}
-
-/// Runs the program: this binary again, in which the test above is the program.
+/// Runs the program, under the emulator that this test runs under, if one does.
 fn run(arguments: &[&str]) -> Output {
-    let arguments: String = arguments.iter().flat_map(|argument| [*argument, "\x1f"]).collect();
-    emulator::this_binary()
-        .args(["dynamic_example::help_is_asked_for", "--exact", "--nocapture"])
-        .env(ARGUMENTS, arguments)
-        .output()
-        .unwrap()
+    let program = env!("CARGO_BIN_EXE_dynamic");
+    let emulator = std::env::var("REENTRY_EMULATOR").unwrap_or_default();
+    let mut words = emulator.split_whitespace().chain([program]);
+    Command::new(words.next().expect("the program at least")).args(words).args(arguments).output().unwrap()
 }
 
 /// Runs one of the scripts, which must succeed, and expects these lines in this order.
 #[track_caller]
 fn script_prints(name: &str, expected: &[&str]) -> [u64; 4] {
-    let output = run(&[&format!("examples/dynamic/scripts/{name}.script")]);
+    let output = run(&[&format!("scripts/{name}.script")]);
     let said = String::from_utf8_lossy(&output.stdout);
     let errors = String::from_utf8_lossy(&output.stderr);
     assert_eq!((output.status.code(), &*errors), (Some(0), ""), "{said}");
@@ -113,7 +93,7 @@ fn sqlite_calls_functions_collations_and_row_callbacks_of_a_script() {
 
 #[test]
 fn a_script_that_collects_now_and_then_does_the_same() {
-    let output = run(&["--collect-every", "7", "examples/dynamic/scripts/sqlite.script"]);
+    let output = run(&["--collect-every", "7", "scripts/sqlite.script"]);
     assert_eq!((output.status.code(), output.stderr), (Some(0), Vec::new()));
 }
 

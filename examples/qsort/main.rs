@@ -1,8 +1,8 @@
 //! 100,000 managed strings, sorted by libc's `qsort`, and moved under its feet a few hundred times.
 //!
 //! ```text
-//! cargo run --release --example qsort
-//! cargo run --release --example qsort -- --count 20000 --collect-every 500
+//! cargo run --release -p qsort
+//! cargo run --release -p qsort -- --count 20000 --collect-every 500
 //! ```
 //!
 //! `qsort` knows nothing of collectors. It calls a comparator for each pair it wants to know about; here that

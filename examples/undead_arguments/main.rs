@@ -1,9 +1,9 @@
 //! The bug this crate is about, told phase by phase: undead arguments (Go issue 17785, fixed in 2016).
 //!
 //! ```text
-//! cargo run --release --example undead_arguments                        # guarded: exit code 0
-//! cargo run --release --example undead_arguments -- --guard in-place    # guarded in another way: 0
-//! cargo run --release --example undead_arguments -- --fix-off           # no guard: caught at check 3, exit code 1
+//! cargo run --release -p undead_arguments                        # guarded: exit code 0
+//! cargo run --release -p undead_arguments -- --guard in-place    # guarded in another way: 0
+//! cargo run --release -p undead_arguments -- --fix-off           # no guard: caught at check 3, exit code 1
 //! ```
 //!
 //! # The trap
@@ -18,7 +18,7 @@
 //! # The cast
 //!
 //! The mutator's thread runs a bytecode program on an operand stack that moves. The C in the middle is real
-//! C, compiled with `cc` (`tests/foreign/c/founding.c`). The collector is a second thread. One atomic word
+//! C, compiled with `cc` (`founding.c`, beside this file). The collector is a second thread. One atomic word
 //! drives them both: odd numbers are the mutator's, even ones the collector's answers.
 //!
 //! ```text
@@ -47,7 +47,7 @@
 )]
 #![expect(clippy::missing_errors_doc, reason = "the errors are messages for the command line")]
 
-use core::ffi::c_void;
+use core::ffi::{c_uchar, c_void};
 use core::fmt::{self, Write as _};
 use core::mem::size_of;
 use core::ops::Range;
@@ -62,9 +62,21 @@ use reentry::testkit::{
 use reentry::{
     Anchor, ArgumentPlan, FrameKind, Mutator, RootVisitor, Slot, StackScanner, StoppedWorld, World, upcall_fn,
 };
-use reentry_foreign::{foreign_advance, foreign_founding, foreign_sum_through_slot, foreign_sum_twice};
 use std::io::Write as _;
 use std::process::ExitCode;
+
+// `founding.c`.
+unsafe extern "C" {
+    fn foreign_founding(
+        word: *const AtomicU32,
+        callback: extern "C" fn(*mut c_void),
+        data: *mut c_void,
+        callbacks: u32,
+    );
+    fn foreign_advance(word: *const AtomicU32, store: u32, wait: u32);
+    fn founding_sum_twice(bytes: *const c_uchar, length: usize) -> u64;
+    fn founding_sum_twice_through_slot(slot: *const *mut c_void, offset: usize, length: usize) -> u64;
+}
 
 /// The word both threads watch.
 static WORD: AtomicU32 = AtomicU32::new(0);
@@ -187,13 +199,13 @@ fn founding(vm: &TestVm, arguments: &NativeArguments<'_>) -> NativeResult {
     };
     let sum = match (vm.guard(), slot) {
         // SAFETY: the object is pinned until the call ends, so its bytes are where they were.
-        (Guard::Pins, _) => unsafe { foreign_sum_twice(bytes, TEXT.len(), None) },
+        (Guard::Pins, _) => unsafe { founding_sum_twice(bytes, TEXT.len()) },
         (Guard::RootsByValue, Some(slot)) => {
             let offset = bytes.addr() - reference.address();
             // SAFETY: the guard's slot stays where it is until the call ends and names the object; the
             // collector does not stop the world before this thread has asked for it with the number 7, so the
             // object stays where it is while C reads.
-            unsafe { foreign_sum_through_slot(slot.as_ptr().cast(), offset, TEXT.len(), None) }
+            unsafe { founding_sum_twice_through_slot(slot.as_ptr().cast(), offset, TEXT.len()) }
         }
         // In place, the slot itself moves with the stack: there is no address for C to hold. With no guard C
         // holds a stale one.

@@ -1,7 +1,7 @@
 //! A whole VM in six steps: a heap that moves, an interpreter, and C that calls back into it.
 //!
 //! ```text
-//! cargo run --example tiny_vm
+//! cargo run -p tiny_vm
 //! ```
 //!
 //! The VM runs a program that makes five strings and has the C library sort them. `qsort` calls
@@ -9,6 +9,7 @@
 //! full collects, and a collection moves every object. `reentry::guide::start` explains the steps.
 #![expect(clippy::print_stdout, reason = "the program's result")]
 #![expect(clippy::missing_panics_doc, reason = "a panic says that something is wrong")]
+#![allow(clippy::missing_errors_doc, reason = "an error of `main` is its message")]
 
 use core::cell::Cell;
 use core::convert::Infallible;

@@ -2,6 +2,7 @@
 
    Odd values are set by this thread, even ones by the collector's. */
 #include <stdatomic.h>
+#include <stddef.h>
 #include <stdint.h>
 
 static void advance(_Atomic uint32_t *word, uint32_t store, uint32_t wait) {
@@ -20,3 +21,16 @@ void foreign_founding(_Atomic uint32_t *word, void (*callback)(void *), void *da
 
 /* For the managed half of a phase. */
 void foreign_advance(_Atomic uint32_t *word, uint32_t store, uint32_t wait) { advance(word, store, wait); }
+
+/* Reads the bytes at a fixed address, twice: the sum of both. */
+uint64_t founding_sum_twice(const unsigned char *bytes, size_t length) {
+    uint64_t sum = 0;
+    for (int time = 0; time < 2; time++)
+        for (size_t i = 0; i < length; i++) sum += bytes[i];
+    return sum;
+}
+
+/* The same through a slot that a collector updates: `offset` bytes behind what the slot refers to. */
+uint64_t founding_sum_twice_through_slot(void *const *slot, size_t offset, size_t length) {
+    return founding_sum_twice((const unsigned char *)*slot + offset, length);
+}

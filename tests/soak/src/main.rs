@@ -5,7 +5,7 @@
 //! The seed fixes what each thread chooses; how the threads interleave is up to the machine. Not in the mix: handles, and `longjmp` over an upcall.
 //!
 //! ```sh
-//! cargo run --release --example soak -- --seconds 60 --threads 16 --seed 1
+//! cargo run --release -p soak -- --seconds 60 --threads 16 --seed 1
 //! ```
 #![expect(clippy::missing_panics_doc, reason = "a mismatch is told by a panic")]
 #![expect(clippy::print_stdout, reason = "what it prints is what it is for")]
@@ -28,9 +28,9 @@ use std::panic::{catch_unwind, resume_unwind};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
-#[path = "../tests/all/shadow.rs"]
+#[path = "../../all/shadow.rs"]
 mod shadow;
-#[path = "../tests/all/strand.rs"]
+#[path = "../../all/strand.rs"]
 mod strand;
 
 use shadow::Shadow;
