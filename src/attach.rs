@@ -104,7 +104,7 @@ impl<V: StackScanner> Shared<V> {
     /// # Errors
     ///
     /// The world is shut down.
-    pub(crate) fn attach_fiber(&self, fiber: &FiberState) -> Result<&Record<V>, AttachError> {
+    pub(crate) fn attach_fiber(&self, fiber: &Arc<FiberState>) -> Result<&Record<V>, AttachError> {
         let local = self.vm.attach();
         let header = self.coordinator.take_idle().unwrap_or_else(|| self.new_record());
         // SAFETY: an idle or new record of this world; nobody else has it.
@@ -133,10 +133,10 @@ impl<V: StackScanner> Shared<V> {
             header: Header::new(self.coordinator.fence(), TypeId::of::<V>(), ptr::from_ref(self).cast()),
             local: UnsafeCell::new(None),
         });
-        let record = Box::into_raw(record).cast_const().cast::<Header>();
+        let record = Box::into_raw(record).cast_const();
         // SAFETY: just made, and nobody else's.
-        unsafe { (*record).settle() };
-        record
+        unsafe { Header::settle(record) };
+        record.cast()
     }
 
     /// Detaches `header`, a mutator of the calling thread: managed in its base activation, or a foreign thread's own between upcalls.
@@ -187,7 +187,7 @@ impl<V: StackScanner> Shared<V> {
             unlink(header);
         }
         // SAFETY: a record of this world, dismissed: nobody else has it.
-        let record = unsafe { &*ptr::from_ref(header).cast::<Record<V>>() };
+        let record = unsafe { header.record::<V::Local>() };
         // A mutator that detaches is in no call, so what it still declares was leaked.
         let (mutator, mut leaked) = (header.id.get(), 0);
         if !jumped {

@@ -202,7 +202,7 @@ impl<V: StackScanner> Shared<V> {
         header.end();
         self.handles.give_back(&header.free_handles);
         // SAFETY: a record of this world, and nobody else's.
-        let local = unsafe { (*core::ptr::from_ref(header).cast::<MutatorRecord<V::Local>>()).local.get() };
+        let local = unsafe { header.record::<V::Local>() }.local.get();
         // SAFETY: as above.
         let local = unsafe { (*local).take() };
         self.coordinator.give_idle(header);
@@ -301,7 +301,7 @@ impl<'p, V: StackScanner> StoppedWorld<'p, V> {
     pub fn mutators(&self) -> impl Iterator<Item = StoppedMutator<'_, V>> {
         self.headers().filter(|header| self.those.has(header)).map(|header| StoppedMutator {
             // SAFETY: every header of this world heads a `MutatorRecord<V::Local>` that lives as long as the world.
-            record: unsafe { &*core::ptr::from_ref(header).cast::<MutatorRecord<V::Local>>() },
+            record: unsafe { header.record::<V::Local>() },
             vm: &self.shared.vm,
         })
     }

@@ -13,6 +13,13 @@
 //! - `checked`: its own thread; its canary also a stopper, during its pause.
 //! - `index`: whoever holds the registry's lock. `next_on_thread`, `keep`, `free_handles`, `releases`: its own thread.
 //! - `ownership`: its own thread; others read it under the registry's lock while it is attached, when it changes under that lock only.
+//!
+//! # One pointer for the whole record
+//!
+//! - **R1** `whole` is the pointer that `Box::into_raw` gave for the record, and the lists of records (a
+//!   thread's, the registry's, the idle ones) hold that pointer. Reaching the VM's data and freeing the
+//!   record need it: Rust lets a pointer reach what the reference it was made of covers, and `&Header`
+//!   covers the header.
 
 use crate::activation::{ForeignFrame, canary_of};
 use crate::checked::Checked;
@@ -191,6 +198,8 @@ pub(crate) struct Header {
     pub(crate) roots: RootStack,
     /// The world, type-erased.
     pub(crate) world: *const (),
+    /// The pointer this record was made with; see [`Header::whole`].
+    whole: Cell<*const Header>,
     /// The lowest stack pointer an upcall may come in with; 0 where the thread's stack is not known.
     pub(crate) stack_limit: Cell<usize>,
     /// The record of the oldest activation, in the mutator itself: the common case touches no other memory.
@@ -200,7 +209,9 @@ pub(crate) struct Header {
     pub(crate) id: Cell<u64>,
     pub(crate) index: Cell<usize>,
     pub(crate) stacks: RefCell<Vec<Range<usize>>>,
-    /// Who runs it, if it is a fiber's; else null. Written before it is admitted and after it is dismissed, so that it can be read by any thread while it is attached.
+    /// Who runs it, if it is a fiber's; else null. The record holds one count of it, since a `Fiber`
+    /// that is dropped in a pause is gone before its mutator is. Written before the mutator is
+    /// admitted and after it is dismissed, so that any thread can read it while it is attached.
     pub(crate) fiber: Cell<*const FiberState>,
     /// Counts changes of older records in place.
     pub(crate) changes: Changes,
@@ -231,6 +242,7 @@ impl Header {
             vm_type,
             next_on_thread: Cell::new(ptr::null()),
             world,
+            whole: Cell::new(ptr::null()),
             base: ForeignFrame::new(ptr::null(), 0),
             stopped: Cell::new(ptr::null()),
             ownership: Cell::new(Ownership::Nobody),
@@ -257,10 +269,41 @@ impl Header {
         lowest..base
     }
 
-    /// Writes the canaries, now that the record is where it stays.
-    pub(crate) fn settle(&self) {
-        self.checked.canary.set(self.expected_canary());
-        self.base.settle();
+    /// Writes the canaries, now that the record is where it stays, and keeps the pointer it was made
+    /// with.
+    ///
+    /// # Safety
+    ///
+    /// `record` is the pointer that `Box::into_raw` gave for the whole record, and no other thread has
+    /// it yet.
+    pub(crate) unsafe fn settle<L>(record: *const MutatorRecord<L>) {
+        let whole = record.cast::<Self>();
+        // SAFETY: just made, by contract; a record begins with its header (`repr(C)`).
+        let header = unsafe { &*whole };
+        header.whole.set(whole);
+        header.checked.canary.set(header.expected_canary());
+        header.base.settle();
+    }
+
+    /// The pointer this record was made with: good for all of it, the VM's own data included.
+    ///
+    /// A pointer made of `&Header` is good for the header alone, though it has the same address.
+    /// So each list of records, and each step from a header to the rest, uses this one (R1).
+    #[inline(always)]
+    pub(crate) fn whole(&self) -> *const Self {
+        self.whole.get()
+    }
+
+    /// The whole record.
+    ///
+    /// # Safety
+    ///
+    /// The record is one of a world whose `Vm::Local` is `L`, and lives as long as the result.
+    #[inline(always)]
+    pub(crate) unsafe fn record<'r, L>(&self) -> &'r MutatorRecord<L> {
+        // SAFETY: `whole` is the pointer that `Box::into_raw` gave for a `MutatorRecord<L>` (R1); it
+        // lives, by contract, and nobody forms `&mut` to it.
+        unsafe { &*self.whole().cast::<MutatorRecord<L>>() }
     }
 
     /// The canary that belongs here.
@@ -319,7 +362,7 @@ impl Header {
 
     /// Who runs it, if it is a fiber's. For its own thread, or any while the registry's lock is held; while it is attached.
     pub(crate) fn fiber(&self) -> Option<&FiberState> {
-        // SAFETY: null, or what its `Fiber` keeps until it has been dismissed.
+        // SAFETY: null, or what this record holds one count of, from `begin_fiber` to `end`.
         unsafe { self.fiber.get().as_ref() }
     }
 
@@ -356,9 +399,9 @@ impl Header {
     }
 
     /// Puts the record in the state of a fiber's mutator, which no thread runs: below its first activation there is nothing managed. Its stack may be any.
-    pub(crate) fn begin_fiber(&self, fiber: &FiberState) {
+    pub(crate) fn begin_fiber(&self, fiber: &Arc<FiberState>) {
         self.begin(0, 0);
-        self.fiber.set(fiber);
+        self.fiber.set(Arc::into_raw(Arc::clone(fiber)));
         self.base.kind.set(FrameKind::ForeignThread);
         // It made no call: every upcall lies below.
         self.base.machine_sp.set(usize::MAX);
@@ -389,7 +432,11 @@ impl Header {
             mailbox.close();
         }
         self.ownership.set(Ownership::Nobody);
-        self.fiber.set(ptr::null());
+        let fiber = self.fiber.replace(ptr::null());
+        if !fiber.is_null() {
+            // SAFETY: made by `Arc::into_raw` in `begin_fiber`, and taken out just now.
+            drop(unsafe { Arc::from_raw(fiber) });
+        }
         self.next_on_thread.set(ptr::null());
     }
 }

@@ -119,7 +119,7 @@ impl Registry {
     /// Puts a record on the list, at its end.
     pub(crate) fn put(&mut self, header: &Header) {
         header.index.set(self.attached.len());
-        self.attached.push(header);
+        self.attached.push(header.whole());
     }
 
     /// Takes a record out of those attached; no pause is in force.
@@ -319,8 +319,8 @@ impl Coordinator {
     }
 
     /// Gives a record back for reuse.
-    pub(crate) fn give_idle(&self, header: *const Header) {
-        self.lock().idle.push(header);
+    pub(crate) fn give_idle(&self, header: &Header) {
+        self.lock().idle.push(header.whole());
     }
 
     /// Waits until the world is open to foreign threads, or says that it is not.
@@ -396,7 +396,7 @@ impl Coordinator {
     pub(crate) fn dismiss_fiber(&self, header: &Header) -> bool {
         let mut registry = self.lock();
         if registry.holder.is_some() {
-            registry.ending.push(header);
+            registry.ending.push(header.whole());
             return false;
         }
         registry.remove(header);

@@ -59,7 +59,7 @@ pub(crate) fn link(header: &Header) {
     header.next_on_thread.set(NEWEST.with(Cell::get));
     // A signal handler that reads the list finds it without the record or whole.
     light_compiler_fence();
-    NEWEST.with(|newest| newest.set(header));
+    NEWEST.with(|newest| newest.set(header.whole()));
     find_only();
 }
 
@@ -171,7 +171,7 @@ pub(crate) fn innermost<V: StackScanner>(sp: usize) -> Innermost<V> {
                     _ => frame.native_sp::<V>().wrapping_sub(sp).min(usize::MAX - 2),
                 },
             };
-            let this = Innermost::Of(ptr::from_ref(header).cast());
+            let this = Innermost::Of(header.whole().cast());
             if distance < best.0 || matches!(best.1, Innermost::None) {
                 best = (distance, this);
             } else if distance == best.0 && distance < usize::MAX - 1 {
@@ -198,7 +198,7 @@ impl<V: StackScanner> Shared<V> {
     /// Returns this thread's mutator of this world; null if it has none.
     pub(crate) fn current(&self) -> *const Record<V> {
         let world = ptr::from_ref(self).cast();
-        first_on_thread(|header| (header.world == world).then_some(ptr::from_ref(header)))
+        first_on_thread(|header| (header.world == world).then(|| header.whole()))
             .unwrap_or(ptr::null())
             .cast()
     }

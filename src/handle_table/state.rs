@@ -228,6 +228,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "arithmetic, a million times")]
     fn a_slot_whose_last_generation_has_come_is_not_used_again() {
         let mut state = State(0);
         let mut uses = 0;
