@@ -7,7 +7,8 @@
 //! | [`glossary`] | the words of the crate |
 //! | [`references`] | which plan for which argument; locals, handles, pinners |
 //! | [`errors`] | panics, exceptions and refusals across the boundary |
-//! | [`threads`] | threads, deadlocks, fibers, shutdown, fork, interrupts, and who is late |
+//! | [`blocking`] | what a managed thread must not wait for, and how a thread can end in C |
+//! | [`threads`] | threads, fibers, signals, shutdown, fork, interrupts, and who is late |
 //! | [`jumps`] | `longjmp` and C++ exceptions past upcalls |
 //! | `dynamic` (feature `libffi`) | functions and callbacks that a program declares while it runs |
 //! | [`checked`] | what debug builds look at, and what a VM provides for it |
@@ -47,6 +48,9 @@ pub mod errors {}
 
 #[doc = include_str!("guide/threads.md")]
 pub mod threads {}
+
+#[doc = include_str!("guide/blocking.md")]
+pub mod blocking {}
 
 #[doc = include_str!("guide/museum.md")]
 pub mod museum {}

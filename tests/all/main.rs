@@ -10,6 +10,7 @@ mod dynamic_abi;
 mod dynamic_pointees;
 mod early_release;
 mod emulator;
+mod ended_in_c;
 mod errors;
 mod exceptions;
 mod exits;
