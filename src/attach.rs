@@ -4,14 +4,15 @@ use crate::control::SignalsBlocked;
 use crate::exit::{ThreadExiting, arm};
 use crate::pause::Shared;
 use crate::record::{FiberState, Header, Leave, MutatorRecord, Ownership};
-use crate::registry::AttachError;
+use crate::registry::{Ask, AttachError};
 use crate::state::Event;
 use crate::steps::{Step, reached};
 use crate::thread::{Record, link, unlink};
 use crate::unwind;
-use crate::vm::{FrameKind, Report, StackScanner};
+use crate::vm::{FrameKind, Report, StackScanner, Wanted};
 use core::any::TypeId;
 use core::cell::UnsafeCell;
+use core::panic::Location;
 use core::ptr;
 use std::sync::Arc;
 
@@ -29,7 +30,7 @@ impl<V: StackScanner> Leave for Shared<V> {
             let report = Report::ActivationsSkipped { skipped, call_site: None };
             drop(unwind::stop(|| self.vm.report(&report)));
         }
-        self.detach_after(header, jumped)
+        self.detach_after(header, None, jumped)
     }
 }
 
@@ -43,12 +44,13 @@ impl<V: StackScanner> Shared<V> {
         self: &Arc<Self>,
         ownership: Ownership,
         entry_sp: usize,
+        ask: Ask<'_>,
     ) -> Result<&Record<V>, AttachError> {
         if !self.current().is_null() {
             return Err(AttachError::AlreadyAttached);
         }
         if ownership == Ownership::Thread {
-            self.coordinator.admit_foreign_thread()?;
+            self.coordinator.admit_foreign_thread(ask)?;
         }
         // A handler that makes an upcall finds this thread attached or not, and no lock held by it.
         let _blocked = SignalsBlocked::new();
@@ -86,7 +88,7 @@ impl<V: StackScanner> Shared<V> {
         // Before the gate lets it in: from then on other threads may read it, under the registry's lock.
         header.ownership.set(ownership);
         reached(header.world, Step::Attaching);
-        self.coordinator.admit(header, V::FAULTS)?;
+        self.coordinator.admit(header, ask, || !self.current().is_null(), V::FAULTS)?;
         let attached = match ownership {
             Ownership::Thread => Step::AttachedForeign,
             _ => Step::Attached,
@@ -144,8 +146,12 @@ impl<V: StackScanner> Shared<V> {
     /// # Errors
     ///
     /// What the mutator is doing that forbids it. Nothing has been changed.
-    pub(crate) fn detach(&self, header: &Header) -> Result<(), &'static str> {
-        self.detach_after(header, false)
+    pub(crate) fn detach(
+        &self,
+        header: &Header,
+        site: Option<&'static Location<'static>>,
+    ) -> Result<(), &'static str> {
+        self.detach_after(header, site, false)
     }
 
     /// [`detach`](Self::detach), where foreign code has `jumped` over calls whose arguments end here: they have been reported.
@@ -153,7 +159,15 @@ impl<V: StackScanner> Shared<V> {
     /// # Errors
     ///
     /// As [`detach`](Self::detach).
-    fn detach_after(&self, header: &Header, jumped: bool) -> Result<(), &'static str> {
+    fn detach_after(
+        &self,
+        header: &Header,
+        site: Option<&'static Location<'static>>,
+        jumped: bool,
+    ) -> Result<(), &'static str> {
+        if header.is_reporting() {
+            return Err("it waits, and this is in the report of that; detach when the report has returned");
+        }
         let blocked = SignalsBlocked::new();
         let orphan = header.ownership.get() == Ownership::Orphan;
         let base = &raw const header.base;
@@ -175,7 +189,8 @@ impl<V: StackScanner> Shared<V> {
             Ownership::Nobody => return Err("it is not attached"),
         }
         reached(header.world, Step::DetachPublished);
-        if self.coordinator.dismiss(header, V::FAULTS).is_err() {
+        let ask = Ask { wants: Wanted::Detach, site, mutator: Some(header.id.get()), upcall: None };
+        if self.coordinator.dismiss(header, ask, V::FAULTS).is_err() {
             if header.ownership.get() == Ownership::Attachment {
                 header.base.kind.set(FrameKind::ForeignCall);
                 header.word.reset(base);

@@ -6,9 +6,10 @@
 
 use crate::home::with_homes_held;
 use crate::mutator::Mutator;
+use crate::os_thread::ThreadTag;
 use crate::state::Event;
 use crate::sync::FenceStrategy;
-use crate::thread::is_mine;
+use crate::thread::{each_on_thread, is_mine};
 use crate::transition::{at_safepoint, refuse_wait_in_own_pause};
 use crate::vm::StackScanner;
 use core::panic::Location;
@@ -70,9 +71,22 @@ impl<V: StackScanner> Mutator<V> {
             let forked = with_homes_held(|| shared.pins.held(fork))?;
             if forked == Forked::Child {
                 FenceStrategy::after_fork();
+                rename_thread();
                 stopped.forget_others(is_mine);
             }
             Ok(forked)
         })
     }
+}
+
+/// Has this thread's mutators name the thread by the number it has in this process, a forked one.
+fn rename_thread() {
+    ThreadTag::forget_here();
+    let renamed = each_on_thread(|header| {
+        if header.fiber().is_none() {
+            header.thread.set(ThreadTag::here());
+        }
+        Ok::<(), core::convert::Infallible>(())
+    });
+    let Ok(()) = renamed;
 }

@@ -5,10 +5,10 @@
 
 use crate::mutator::Mutator;
 use crate::pause::{Shared, StoppedMutator, Those};
-use crate::registry::PauseHeldHere;
+use crate::registry::{Ask, PauseHeldHere};
 use crate::state::Event;
 use crate::transition::{at_safepoint, refuse_wait_in_own_pause};
-use crate::vm::StackScanner;
+use crate::vm::{StackScanner, Wanted};
 use core::panic::Location;
 
 impl<V: StackScanner> Shared<V> {
@@ -39,7 +39,10 @@ impl<V: StackScanner> Shared<V> {
         mut f: impl FnMut(&StoppedMutator<'_, V>) -> R,
     ) -> Result<Vec<R>, PauseHeldHere> {
         let mut results = Vec::new();
-        for id in self.coordinator.ids()? {
+        // SAFETY: null, or this thread's attached record.
+        let own = unsafe { self.current().as_ref() };
+        let ask = Ask::at(Wanted::Mutators, site);
+        for id in self.coordinator.ids(own.map_or(ask, |own| ask.by(own.header.id.get())))? {
             results.extend(self.handshake(id, site, &mut f)?);
         }
         Ok(results)

@@ -7,7 +7,9 @@
 //! |---|---|---|
 //! | it does not call back | the upcall aborts the process | and the message names the leaf call |
 //! | no safepoint, no allocation | a safepoint is taken, unnoticed | panic, naming both places |
-//! | it is short | with [`ForeignCall::run_leaf`]: reported when a pause had to wait, and promoted to a full call if its site says so | the same |
+//! | it is short | a pause that waits for it for seconds is reported, and names it; with [`ForeignCall::run_leaf`]: reported when a pause had to wait, and promoted to a full call if its site says so | the same |
+//!
+//! So that the report can name it, a leaf call writes its place down when it begins: one plain store.
 
 use crate::checked::Region;
 use crate::errno::Errno;
@@ -26,7 +28,8 @@ impl<V: StackScanner> Mutator<V> {
     /// Calls short foreign code without a transition: the mutator stays managed, and a pause waits for it.
     ///
     /// In checked mode (debug builds, and the feature `checked`) an upcall inside aborts with a message that names this call, and a poll, a pause, a foreign call or an
-    /// [allocation](Self::may_allocate) inside panics, naming both places. Otherwise it is the bare call.
+    /// [allocation](Self::may_allocate) inside panics, naming both places. Otherwise it is the bare call, with its place written down for the [report](crate::Report::StopWait) of
+    /// a pause that waits for it.
     ///
     /// # Safety
     ///

@@ -106,6 +106,8 @@ mod mailbox;
 mod mutator;
 #[cfg(feature = "libffi")]
 mod occupancy;
+mod os_thread;
+mod patience;
 mod pause;
 mod pin;
 mod pointers;
@@ -148,6 +150,7 @@ pub use anchor::Anchor;
 #[cfg(feature = "audit")]
 pub use audit::{Audit, AuditLog};
 pub use chain::{ChainDamage, ChainError};
+pub use checked::Region;
 pub use control::MachineState;
 pub use errno::Errno;
 pub use fiber::Fiber;
@@ -162,6 +165,7 @@ pub use leaf::{Leaf, LeafSite, LentBytes};
 pub use leaks::{LeakSite, Leaks};
 pub use mailbox::PostError;
 pub use mutator::{HandOverError, Mutator, NotedLock};
+pub use os_thread::ThreadLabel;
 pub use pause::{Activation, Activations, Declared, StoppedMutator, StoppedWorld};
 pub use pin::{PinId, Pinner, UnpinError};
 pub use post::Poster;
@@ -179,8 +183,9 @@ pub use upcall::{
     Aborting, FallbackOnly, Throwing, UpcallBody, UpcallClosure, upcall_fn, upcall_fn_or, upcall_fn_unwind,
 };
 pub use vm::{
-    ArgumentError, ArgumentPlan, Capture, Crossing, ErrorPolicy, FrameKind, PauseWait, Report, Residence,
-    RootVisitor, Segment, Slot, StackScanner, Straggler, UpcallError, UpcallRefused, Vm,
+    ArgumentError, ArgumentPlan, Capture, Crossing, ErrorPolicy, FrameKind, Group, Holder, PauseInForce,
+    PauseWait, Report, Residence, RootVisitor, Segment, Slot, StackScanner, StopWait, Straggler, UpcallError,
+    UpcallRefused, Vm, Waiting, Wanted,
 };
 #[cfg(feature = "audit")]
 pub use vm::{Fault, Finding, FoundIn, FoundSlot, Sighting};

@@ -16,17 +16,18 @@ use crate::checked::CHECKED;
 use crate::faults::Faults;
 use crate::handle_table::HandleTable;
 use crate::leaks::Leaks;
+use crate::os_thread::ThreadTag;
 use crate::pin::PinTable;
 #[cfg(all(unix, not(loom)))]
 use crate::record::FiberState;
 use crate::record::{Header, MutatorRecord};
-use crate::registry::{Coordinator, PauseHeldHere};
+use crate::registry::{Ask, Asker, Coordinator, PauseHeldHere, Watch};
 use crate::root_stack::{Entry, EntryKind};
 use crate::state::STOP;
 use crate::steps::{Step, reached, waits};
 use crate::sync::{relax, thread_token};
 use crate::timing::Sites;
-use crate::vm::{ArgumentPlan, FrameKind, Report, RootVisitor, Segment, Slot, StackScanner, Vm};
+use crate::vm::{ArgumentPlan, FrameKind, Report, RootVisitor, Segment, Slot, StackScanner, Vm, Wanted};
 use crate::{RelocationError, StackEnd};
 use core::cell::Cell;
 use core::fmt;
@@ -35,6 +36,7 @@ use core::ops::Range;
 use core::panic::Location;
 use core::ptr::{self, NonNull};
 use core::sync::atomic::{AtomicBool, Ordering};
+use core::time::Duration;
 use std::sync::{Arc, Weak};
 use std::time::Instant;
 
@@ -97,6 +99,15 @@ pub(crate) enum Those {
 }
 
 impl Those {
+    /// What whoever stops these wants.
+    fn wanted(self) -> Wanted {
+        match self {
+            Self::All => Wanted::Pause,
+            Self::One(_) => Wanted::Handshake,
+            Self::Glance(_) => Wanted::Sample,
+        }
+    }
+
     fn has(self, header: &Header) -> bool {
         match self {
             Self::All => true,
@@ -150,15 +161,21 @@ impl<V: StackScanner> Shared<V> {
     ) -> Result<StoppedWorld<'_, V>, PauseHeldHere> {
         let coordinator = &self.coordinator;
         let mut registry = coordinator.lock();
+        let ask = || {
+            // SAFETY: null, or this thread's attached record.
+            let own = unsafe { self.current().as_ref() };
+            let ask = Ask::at(those.wanted(), site);
+            own.map_or(ask, |own| ask.by(own.header.id.get()))
+        };
         if !V::FAULTS.has(Faults::UNGATED_STOP) {
-            registry = coordinator.wait_for_resume(registry)?;
+            registry = coordinator.wait_for_resume(registry, &ask)?;
         }
         registry.holder = Some(thread_token());
         #[cfg(not(loom))]
         {
             registry.asked = Some(std::time::Instant::now());
         }
-        registry.site = Some(site);
+        registry.asker = Some(Asker { wants: those.wanted(), site: Some(site), thread: ThreadTag::here() });
         // The gate is shut: the list is ours until `resume` gives it back.
         let mutators = core::mem::take(&mut registry.attached);
         let handles_frozen = Cell::new(false);
@@ -174,8 +191,10 @@ impl<V: StackScanner> Shared<V> {
         for header in stopped.headers().filter(|header| those.has(header)) {
             let frame = match those {
                 Those::Glance(_) => header.word.observe(),
-                _ => coordinator.await_published(header, V::FAULTS, || {
-                    stopped.headers().filter(|header| those.has(header))
+                _ => coordinator.await_published(header, V::FAULTS, &mut |watch, waited| {
+                    let asked = || stopped.headers().filter(|header| those.has(header));
+                    let unasked = stopped.mutators.len() - asked().count();
+                    coordinator.report_stop_wait(watch, ask(), header, waited, asked(), unasked);
                 }),
             };
             header.stopped.set(frame);
@@ -230,18 +249,15 @@ impl<V: StackScanner> Shared<V> {
 }
 
 impl Coordinator {
-    /// Waits until `header`'s mutator is published, and returns what it published.
-    fn await_published<'h, I: Iterator<Item = &'h Header>>(
+    /// Waits until `header`'s mutator is published, and returns what it published. `report` is called with no lock held when that takes long.
+    fn await_published(
         &self,
         header: &Header,
         faults: Faults,
-        mutators: impl Fn() -> I,
+        report: &mut dyn FnMut(Watch, Duration),
     ) -> *const ForeignFrame {
         let mut round = 0;
-        #[cfg(not(loom))]
-        let (mut began, mut unreported) = (None, self.watch);
-        #[cfg(loom)]
-        let _ = mutators;
+        let mut patience = self.patience();
         loop {
             let frame = header.word.observe();
             if !frame.is_null() || faults.has(Faults::NO_WAIT_FOR_MUTATORS) {
@@ -252,18 +268,18 @@ impl Coordinator {
             if round >= 256 {
                 // A mutator that stops at a poll signals; one that goes foreign does not, hence the timeout.
                 let mut registry = self.lock();
+                registry.awaited = ptr::from_ref(header);
                 registry.unsettled += 1;
                 if header.word.observe().is_null() {
                     let nap = core::time::Duration::from_micros(u64::from((round - 200).min(1000)));
                     registry = crate::sync::wait_for(&self.settled, registry, nap);
                 }
                 registry.unsettled -= 1;
-                drop(registry);
-                let waited = began.get_or_insert_with(Instant::now).elapsed();
-                if let Some(watch) = unreported.filter(|watch| waited >= watch.after) {
-                    unreported = None;
-                    self.report_straggler(watch, header, waited, mutators());
-                }
+            }
+            if round >= 256
+                && let (Some(watch), Some(waited)) = (self.watch, patience.due())
+            {
+                report(watch, waited);
             }
             relax(round);
             round = round.saturating_add(1);
@@ -420,7 +436,8 @@ impl<V: StackScanner> Drop for StoppedWorld<'_, V> {
         {
             registry.asked = None;
         }
-        registry.site = None;
+        registry.asker = None;
+        registry.awaited = ptr::null();
         drop(registry);
         coordinator.resumed.notify_all();
         for header in ended {

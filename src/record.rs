@@ -11,6 +11,8 @@
 //! - `interrupts`: its lock. `mailbox`: its own thread.
 //! - `stopped`: the stopper, during its pause.
 //! - `checked`: its own thread; its canary also a stopper, during its pause.
+//! - `thread`: written by its own thread before the mutator is admitted (and in a forked process, where there
+//!   is no other); read by any while it is attached. `reporting`: its own thread.
 //! - `index`: whoever holds the registry's lock. `next_on_thread`, `keep`, `free_handles`, `releases`: its own thread.
 //! - `ownership`: its own thread; others read it under the registry's lock while it is attached, when it changes under that lock only.
 //!
@@ -25,6 +27,7 @@ use crate::activation::{ForeignFrame, canary_of};
 use crate::checked::Checked;
 use crate::handle_table::HandleSlot;
 use crate::mailbox::Mailbox;
+use crate::os_thread::ThreadTag;
 use crate::root_stack::RootStack;
 use crate::state::{CrossingWord, State};
 use crate::sync::{Cell, Changes, FenceStrategy, release_fence};
@@ -230,6 +233,10 @@ pub(crate) struct Header {
     /// Keeps the world alive while a thread is attached: its attachment may be leaked, and a foreign
     /// thread's has no owner.
     pub(crate) keep: RefCell<Option<Arc<dyn Leave>>>,
+    /// The thread that attached it; nothing for a fiber. Written before it is admitted, so that any thread can read it while it is attached.
+    pub(crate) thread: Cell<ThreadTag>,
+    /// Its thread is in the report of a wait, which is code of the VM: it is not detached meanwhile. Its own thread's.
+    reporting: Cell<bool>,
     /// What checked mode keeps. Last, for its canary.
     pub(crate) checked: Checked,
 }
@@ -259,6 +266,8 @@ impl Header {
             native_stack: Cell::new((0, 0)),
             free_handles: Cell::new(ptr::null()),
             releases: Cell::new(0),
+            thread: Cell::new(ThreadTag::default()),
+            reporting: Cell::new(false),
             checked: Checked::new(),
         }
     }
@@ -348,6 +357,18 @@ impl Header {
         }
     }
 
+    /// Runs `wait`, which may report. The report is code of the VM: it must not detach this mutator.
+    pub(crate) fn while_reporting<R>(&self, wait: impl FnOnce() -> R) -> R {
+        let outer = self.reporting.replace(true);
+        let _back = scopeguard::guard((), |()| self.reporting.set(outer));
+        wait()
+    }
+
+    /// Says whether the thread of this mutator waits, and reports that. For its own thread.
+    pub(crate) fn is_reporting(&self) -> bool {
+        self.reporting.get()
+    }
+
     /// Says whether nothing runs that would ever detach it: a foreign thread between two upcalls, a fiber that is put down. For any thread, while the registry's lock is held and
     /// it is attached.
     pub(crate) fn is_idle(&self) -> bool {
@@ -396,12 +417,14 @@ impl Header {
         self.base.entry_sp.set(entry_sp);
         self.base.roots_base.set(self.roots.mark());
         self.checked.leave_region();
+        self.thread.set(ThreadTag::here());
     }
 
     /// Puts the record in the state of a fiber's mutator, which no thread runs: below its first activation there is nothing managed. Its stack may be any.
     pub(crate) fn begin_fiber(&self, fiber: &Arc<FiberState>) {
         self.begin(0, 0);
         self.fiber.set(Arc::into_raw(Arc::clone(fiber)));
+        self.thread.set(ThreadTag::default());
         self.base.kind.set(FrameKind::ForeignThread);
         // It made no call: every upcall lies below.
         self.base.machine_sp.set(usize::MAX);

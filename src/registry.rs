@@ -5,10 +5,14 @@
 
 use crate::control::SignalsBlocked;
 use crate::faults::Faults;
+use crate::os_thread::ThreadTag;
+use crate::patience::Patience;
 use crate::record::Header;
 use crate::state::{ENDED, STOP};
-use crate::sync::{Condvar, FenceStrategy, Mutex, MutexGuard, lock, thread_token, wait};
-use crate::vm::Report;
+#[cfg(loom)]
+use crate::sync::wait;
+use crate::sync::{Condvar, FenceStrategy, Mutex, MutexGuard, lock, thread_token};
+use crate::vm::{FrameKind, Report, Wanted};
 use core::panic::Location;
 use core::time::Duration;
 
@@ -53,6 +57,52 @@ pub(crate) enum Waiter {
     Return,
     /// An upcall on its way in: it can be refused.
     Upcall,
+}
+
+impl Waiter {
+    /// What the mutator of `header` wants, which has published a record. For its own thread.
+    fn ask(self, header: &Header) -> Ask<'static> {
+        // SAFETY: the word of an attached mutator holds a live record.
+        let frame = unsafe { &*header.word.record() };
+        let wants = match (self, frame.kind.get()) {
+            (Self::Upcall, _) => Wanted::Upcall,
+            (Self::Return, FrameKind::Safepoint) => Wanted::Safepoint,
+            (Self::Return, _) => Wanted::Return,
+        };
+        Ask { wants, site: frame.site.get(), mutator: Some(header.id.get()), upcall: None }
+    }
+}
+
+/// What a thread asks for that may have to wait, for the report of a wait that lasts long.
+#[derive(Clone, Copy)]
+pub(crate) struct Ask<'a> {
+    pub(crate) wants: Wanted,
+    /// Where.
+    pub(crate) site: Option<&'static Location<'static>>,
+    /// The number of its mutator, if it has one.
+    pub(crate) mutator: Option<u64>,
+    /// The upcall it wants to make.
+    pub(crate) upcall: Option<&'a str>,
+}
+
+impl Ask<'_> {
+    /// Something that is asked for at `site`.
+    pub(crate) fn at(wants: Wanted, site: &'static Location<'static>) -> Self {
+        Self { wants, site: Some(site), mutator: None, upcall: None }
+    }
+
+    /// The same, for the mutator numbered `id`.
+    pub(crate) fn by(self, id: u64) -> Self {
+        Self { mutator: Some(id), ..self }
+    }
+}
+
+/// Who has asked for the pause or handshake in force.
+#[derive(Clone, Copy)]
+pub(crate) struct Asker {
+    pub(crate) wants: Wanted,
+    pub(crate) site: Option<&'static Location<'static>>,
+    pub(crate) thread: ThreadTag,
 }
 
 /// What becomes of the first upcall of a foreign thread that comes before [`World::open`](crate::World::open).
@@ -103,8 +153,10 @@ pub(crate) struct Registry {
     pub(crate) ending: Vec<*const Header>,
     /// Stoppers waiting for a mutator to settle.
     pub(crate) unsettled: u32,
-    /// Where the pause or handshake in force was asked for.
-    pub(crate) site: Option<&'static Location<'static>>,
+    /// Who asked for the pause or handshake in force.
+    pub(crate) asker: Option<Asker>,
+    /// The mutator that the pause in force has been waiting for, if it had to wait; it may have stopped by now. Null while no pause is in force.
+    pub(crate) awaited: *const Header,
 }
 
 impl Registry {
@@ -131,6 +183,16 @@ impl Registry {
             // SAFETY: attached records are live; the lock is held.
             unsafe { (*moved).index.set(index) };
         }
+    }
+
+    /// How long ago the pause in force was asked for.
+    pub(crate) fn pause_lasts(&self) -> Duration {
+        #[cfg(not(loom))]
+        {
+            self.asked.map(|asked| asked.elapsed()).unwrap_or_default()
+        }
+        #[cfg(loom)]
+        Duration::ZERO
     }
 
     /// Says whether the world has been shut down.
@@ -187,7 +249,8 @@ impl Coordinator {
                 next_id: 1,
                 ending: Vec::new(),
                 unsettled: 0,
-                site: None,
+                asker: None,
+                awaited: core::ptr::null(),
             }),
             resumed: Condvar::new(),
             settled: Condvar::new(),
@@ -214,7 +277,14 @@ impl Coordinator {
         lock(&self.registry)
     }
 
+    /// The patience of a wait that begins now.
+    pub(crate) fn patience(&self) -> Patience {
+        Patience::new(self.watch.map(|watch| watch.after))
+    }
+
     /// Waits until no pause is in force, with the lock held again.
+    ///
+    /// `ask` says what the calling thread wants: it is called when the wait is reported.
     ///
     /// # Errors
     ///
@@ -222,7 +292,9 @@ impl Coordinator {
     pub(crate) fn wait_for_resume<'g>(
         &'g self,
         mut registry: MutexGuard<'g, Registry>,
+        ask: &dyn Fn() -> Ask<'g>,
     ) -> Result<MutexGuard<'g, Registry>, PauseHeldHere> {
+        let mut patience = self.patience();
         while let Some(holder) = registry.holder {
             if holder == thread_token() {
                 return Err(PauseHeldHere);
@@ -232,7 +304,15 @@ impl Coordinator {
             }
             registry = self.standing_by(registry);
             if registry.holder.is_some() {
-                registry = wait(&self.resumed, registry);
+                registry = patience.sleep(&self.resumed, registry);
+            }
+            if registry.holder.is_some()
+                && let (Some(watch), Some(waited)) = (self.watch, patience.due())
+            {
+                let wait = Self::take_down_pause_wait(&registry, ask(), None, waited);
+                drop(registry);
+                self.report_pause_wait(watch, &wait);
+                registry = self.lock();
             }
         }
         Ok(registry)
@@ -268,10 +348,9 @@ impl Coordinator {
     /// The calling thread holds the pause, or the world has ended.
     pub(crate) fn wait_until_released(&self, header: &Header, waiter: Waiter) -> Result<(), Unreleased> {
         // The record is published, so a handler's upcall could come in: it must not find the lock held by the thread it interrupts.
-        let blocked = SignalsBlocked::new();
+        let mut blocked = SignalsBlocked::new();
         let mut registry = self.lock();
-        #[cfg(not(loom))]
-        let (began, mut unreported) = (std::time::Instant::now(), self.watch);
+        let mut patience = self.patience();
         while header.word.is_stopping() {
             if registry.holder == Some(thread_token()) {
                 return Err(Unreleased::PauseHeldHere);
@@ -294,21 +373,19 @@ impl Coordinator {
                     None => {}
                 }
             }
-            #[cfg(not(loom))]
-            if let Some(watch) = unreported {
-                let waited = began.elapsed();
-                if waited < watch.after {
-                    registry = crate::sync::wait_for(&self.resumed, registry, watch.after - waited);
-                } else {
-                    unreported = None;
-                    let site = registry.site;
-                    drop(registry);
-                    self.report_wait(watch, header, waited, site);
-                    registry = self.lock();
-                }
-                continue;
+            registry = patience.sleep(&self.resumed, registry);
+            if header.word.is_stopping()
+                && let (Some(watch), Some(waited)) = (self.watch, patience.due())
+            {
+                let ask = waiter.ask(header);
+                let wait = Self::take_down_pause_wait(&registry, ask, Some(header), waited);
+                drop(registry);
+                // A handler's upcall can come in meanwhile: no lock is held.
+                drop(blocked);
+                header.while_reporting(|| self.report_pause_wait(watch, &wait));
+                blocked = SignalsBlocked::new();
+                registry = self.lock();
             }
-            registry = wait(&self.resumed, registry);
         }
         Ok(())
     }
@@ -328,10 +405,11 @@ impl Coordinator {
     /// # Errors
     ///
     /// It is not open, and does not let them wait; or it has been shut down meanwhile.
-    pub(crate) fn admit_foreign_thread(&self) -> Result<(), AttachError> {
+    pub(crate) fn admit_foreign_thread(&self, ask: Ask<'_>) -> Result<(), AttachError> {
+        let mut patience = self.patience();
         loop {
             // A handler that makes an upcall must not find the lock held by the thread it interrupts. Signals get through between two rounds.
-            let _blocked = SignalsBlocked::new();
+            let blocked = SignalsBlocked::new();
             let registry = self.lock();
             match registry.early {
                 None => return Ok(()),
@@ -343,6 +421,10 @@ impl Coordinator {
                 }
                 #[cfg(loom)]
                 Some(Early::Wait) => drop(wait(&self.resumed, registry)),
+            }
+            drop(blocked);
+            if let (Some(watch), Some(waited)) = (self.watch, patience.due()) {
+                self.report_other_wait(watch, Ask { wants: Wanted::Open, ..ask }, waited);
             }
         }
     }
@@ -357,11 +439,22 @@ impl Coordinator {
     ///
     /// # Errors
     ///
-    /// The world is shut down, or the calling thread holds the pause.
-    pub(crate) fn admit(&self, header: &Header, faults: Faults) -> Result<(), AttachError> {
+    /// The world is shut down, or the calling thread holds the pause; or it is attached by now, as
+    /// `attached_meanwhile` says: a report of the wait runs code of the VM.
+    pub(crate) fn admit(
+        &self,
+        header: &Header,
+        ask: Ask<'_>,
+        attached_meanwhile: impl Fn() -> bool,
+        faults: Faults,
+    ) -> Result<(), AttachError> {
         let mut registry = self.lock();
         if !faults.has(Faults::UNGATED_ATTACH) {
-            registry = self.wait_for_resume(registry).map_err(|PauseHeldHere| AttachError::PauseHeldHere)?;
+            let resumed = self.wait_for_resume(registry, &|| ask);
+            registry = resumed.map_err(|PauseHeldHere| AttachError::PauseHeldHere)?;
+        }
+        if attached_meanwhile() {
+            return Err(AttachError::AlreadyAttached);
         }
         if registry.closed {
             return Err(AttachError::Shutdown);
@@ -421,10 +514,10 @@ impl Coordinator {
     /// # Errors
     ///
     /// The calling thread holds the pause.
-    pub(crate) fn dismiss(&self, header: &Header, faults: Faults) -> Result<(), PauseHeldHere> {
+    pub(crate) fn dismiss(&self, header: &Header, ask: Ask<'_>, faults: Faults) -> Result<(), PauseHeldHere> {
         let mut registry = self.lock();
         if !faults.has(Faults::UNGATED_DETACH) {
-            registry = self.wait_for_resume(registry)?;
+            registry = header.while_reporting(|| self.wait_for_resume(registry, &|| ask))?;
         }
         if faults.has(Faults::UNGATED_DETACH) && registry.holder.is_some() {
             header.index.set(usize::MAX);
@@ -459,12 +552,13 @@ impl Coordinator {
         &self,
         timeout: Duration,
         stragglers: Stragglers,
+        ask: Ask<'_>,
         idle: impl Fn(&Header) -> bool,
     ) -> Result<Vec<&Header>, PauseHeldHere> {
         let began = std::time::Instant::now();
         let mut registry = self.lock();
         loop {
-            registry = self.wait_for_resume(registry)?;
+            registry = self.wait_for_resume(registry, &|| ask)?;
             // SAFETY: attached records are live.
             let late =
                 registry.attached.iter().map(|&header| unsafe { &*header }).filter(|header| !idle(header));
@@ -509,8 +603,8 @@ impl Coordinator {
     /// # Errors
     ///
     /// The calling thread holds a pause.
-    pub(crate) fn ids(&self) -> Result<Vec<u64>, PauseHeldHere> {
-        let registry = self.wait_for_resume(self.lock())?;
+    pub(crate) fn ids(&self, ask: Ask<'_>) -> Result<Vec<u64>, PauseHeldHere> {
+        let registry = self.wait_for_resume(self.lock(), &|| ask)?;
         // SAFETY: attached records are live; the lock is held, under which `id` is written.
         Ok(registry.attached.iter().map(|&header| unsafe { (*header).id.get() }).collect())
     }
@@ -520,8 +614,8 @@ impl Coordinator {
     /// # Errors
     ///
     /// The calling thread holds a pause.
-    pub(crate) fn interrupt(&self, id: u64) -> Result<bool, PauseHeldHere> {
-        let registry = self.wait_for_resume(self.lock())?;
+    pub(crate) fn interrupt(&self, id: u64, ask: Ask<'_>) -> Result<bool, PauseHeldHere> {
+        let registry = self.wait_for_resume(self.lock(), &|| ask)?;
         // SAFETY: attached records are live; the lock is held, under which `id` is written.
         let header =
             registry.attached.iter().map(|&header| unsafe { &*header }).find(|header| header.id.get() == id);

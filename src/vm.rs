@@ -12,10 +12,12 @@
 #[cfg(feature = "audit")]
 mod finding;
 mod report;
+mod waits;
 
 #[cfg(feature = "audit")]
 pub use finding::{Fault, Finding, FoundIn, FoundSlot, Sighting};
-pub use report::{PauseWait, Report, Straggler};
+pub use report::Report;
+pub use waits::{Group, Holder, PauseInForce, PauseWait, StopWait, Straggler, Waiting, Wanted};
 
 use crate::anchor::Anchor;
 use crate::faults::Faults;

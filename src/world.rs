@@ -9,13 +9,13 @@ use crate::mutator::{Mutator, MutatorParts};
 use crate::pause::{Shared, StoppedMutator, StoppedWorld};
 use crate::pin::{PinTable, Pinner};
 use crate::record::{Header, Ownership};
-use crate::registry::{AttachError, Coordinator, Early, Stragglers, Watch};
+use crate::registry::{Ask, AttachError, Coordinator, Early, Stragglers, Watch};
 use crate::state::{ENDED, Event, State};
 use crate::sync::FenceStrategy;
 use crate::thread::{each_on_thread, is_mine};
 use crate::timing::{Sites, Timings};
 use crate::transition::{at_safepoint, refuse_wait_in_own_pause};
-use crate::vm::{Report, StackScanner, Straggler};
+use crate::vm::{Report, StackScanner, Straggler, Wanted};
 use core::fmt;
 use core::marker::PhantomData;
 use core::ops::{Deref, DerefMut};
@@ -53,7 +53,7 @@ impl<V: StackScanner> World<V> {
         WorldBuilder {
             fence: FenceStrategy::probe(),
             stack_reserve: STACK_RESERVE,
-            report_after: None,
+            report_after: Some(REPORT_AFTER),
             early: None,
             #[cfg(feature = "audit")]
             audit: None,
@@ -96,6 +96,7 @@ impl<V: StackScanner> World<V> {
     /// # Errors
     ///
     /// If the thread is attached already, holds a pause of this world, or is exiting; or if the world has been shut down.
+    #[track_caller]
     pub fn attach(&self) -> Result<Attachment<V>, AttachError> {
         // SAFETY: the system's own word for it, or 0: an empty stack.
         unsafe { self.attach_at(arch::stack_bounds().map_or(0, |stack| stack.end)) }
@@ -110,8 +111,10 @@ impl<V: StackScanner> World<V> {
     /// # Errors
     ///
     /// As [`attach`](Self::attach).
+    #[track_caller]
     pub unsafe fn attach_at(&self, stack_base: usize) -> Result<Attachment<V>, AttachError> {
-        let record = self.shared.attach(Ownership::Attachment, stack_base)?;
+        let ask = Ask::at(Wanted::Attach, Location::caller());
+        let record = self.shared.attach(Ownership::Attachment, stack_base, ask)?;
         // SAFETY: attached to this thread until the attachment is dropped, which the handle does not outlive; `deref_mut` refuses it once
         // the thread's exit hook has run.
         let parts = unsafe { MutatorParts::new(record, &record.header.base) };
@@ -224,8 +227,10 @@ impl<V: StackScanner> World<V> {
     /// If this thread is managed in this world: the pause would wait for it. [`Mutator::interrupt`] is for such a thread.
     #[track_caller]
     pub fn interrupt(&self, id: u64) -> Result<bool, InterruptError> {
-        self.refuse_if_managed("Mutator::interrupt", Location::caller());
-        self.shared.coordinator.interrupt(id).map_err(|_| InterruptError)
+        let site = Location::caller();
+        self.refuse_if_managed("Mutator::interrupt", site);
+        let ask = Ask::at(Wanted::Interrupt, site);
+        self.shared.coordinator.interrupt(id, ask).map_err(|_| InterruptError)
     }
 
     /// Makes this the world of foreign threads that call an [`upcall_fn`](crate::upcall_fn) of this VM type, in place of
@@ -288,13 +293,16 @@ impl<V: StackScanner> World<V> {
     /// # Errors
     ///
     /// If the thread's attachment belongs to an [`Attachment`], if it is inside an upcall or a foreign call, or if it holds a pause.
+    #[track_caller]
     pub fn detach_foreign_thread(&self) -> Result<(), DetachError> {
         // SAFETY: null, or this thread's attached record.
         let Some(record) = (unsafe { self.shared.current().as_ref() }) else { return Ok(()) };
         if record.header.ownership.get() != Ownership::Thread {
             return Err(DetachError::Owned);
         }
-        self.shared.detach(&record.header).map_err(|reason| DetachError::Busy { reason })
+        self.shared
+            .detach(&record.header, Some(Location::caller()))
+            .map_err(|reason| DetachError::Busy { reason })
     }
 
     /// Shuts the world to new threads: attaching is an error, and a foreign thread's first upcall gets the fallback value. Attached threads go on.
@@ -334,14 +342,15 @@ impl<V: StackScanner> World<V> {
             return Vec::new();
         }
         self.refuse_if_managed("ForeignCall::run", site);
-        let Ok(ids) = coordinator.ids() else { refuse_wait_in_own_pause("a shutdown", site) };
+        let ask = Ask::at(Wanted::Shutdown, site);
+        let Ok(ids) = coordinator.ids(ask) else { refuse_wait_in_own_pause("a shutdown", site) };
         for id in ids {
             // Whether there was something to interrupt makes no difference; that no pause is held here has just been seen.
-            let _ = coordinator.interrupt(id);
+            let _ = coordinator.interrupt(id, ask);
         }
         let began = std::time::Instant::now();
         let idle = |header: &Header| is_mine(header) || header.is_idle();
-        let Ok(late) = coordinator.end(timeout, stragglers, idle) else {
+        let Ok(late) = coordinator.end(timeout, stragglers, ask, idle) else {
             refuse_wait_in_own_pause("a shutdown", site)
         };
         // This thread knows: a fiber of its own, and who resumed that.
@@ -400,7 +409,8 @@ impl<V: StackScanner> Mutator<V> {
     pub fn interrupt(&mut self, id: u64) -> Result<bool, InterruptError> {
         let site = Location::caller();
         at_safepoint::<V, _>(self.header(), self.frame(), Event::Pause, None, site, || {
-            self.shared().coordinator.interrupt(id).map_err(|_| InterruptError)
+            let ask = Ask::at(Wanted::Interrupt, site).by(self.id());
+            self.shared().coordinator.interrupt(id, ask).map_err(|_| InterruptError)
         })
     }
 }
@@ -455,6 +465,9 @@ impl<V: StackScanner> fmt::Debug for WorldBuilder<V> {
     }
 }
 
+/// How long a wait lasts before it is reported, unless the world says otherwise.
+const REPORT_AFTER: Duration = Duration::from_secs(if cfg!(debug_assertions) { 5 } else { 10 });
+
 /// Enough for an upcall that panics. The first message with a backtrace takes 22 KiB (a panic without one 5 KiB; Rust 1.95, x86_64 Linux, the stack painted and looked at
 /// afterwards), so half of a stack of 64 KiB is enough as well.
 const STACK_RESERVE: usize = 64 * 1024;
@@ -496,11 +509,34 @@ impl<V: StackScanner> WorldBuilder<V> {
         self
     }
 
-    /// Has a pause that waits longer than `after` for a mutator reported ([`Report::Straggler`]), and a thread that waits longer than that for a pause to end
-    /// ([`Report::PauseWait`]): once for each wait, on the thread that waits, by [`Vm::report`](crate::Vm::report). Otherwise nothing is reported, and no wait looks at a clock for it.
+    /// Chooses how long a wait may last before it is reported: 5 seconds otherwise, 10 in a release build. `None` has no wait reported.
+    ///
+    /// It is about every wait of one thread for another that the crate knows of:
+    ///
+    /// | report | who waits | for |
+    /// |---|---|---|
+    /// | [`Report::StopWait`](crate::Report::StopWait) | who pauses, shakes hands, forks | a mutator that does not stop |
+    /// | [`Report::PauseWait`](crate::Report::PauseWait) | who returns from foreign code, polls, calls in, attaches, detaches, pauses, shakes hands, samples, interrupts, shuts down | a pause that is in force |
+    /// | [`Report::OtherWait`](crate::Report::OtherWait) | a foreign thread that calls in early; who returns from an interruptible call | [`World::open`]; the end of the interrupt |
+    ///
+    /// A wait that goes on is reported again each time it has lasted twice as long. [`Vm::report`](crate::Vm::report) is called on the thread that waits, with no lock of the
+    /// crate held. The clock runs in that thread and in no other: crossings, polls and mutators that nobody waits for pay nothing.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use core::time::Duration;
+    /// use reentry::World;
+    /// use reentry::testkit::TestVm;
+    ///
+    /// // A test suite that wants to know early, and a debugger's session that does not.
+    /// let eager = World::<TestVm>::builder().report_after(Duration::from_millis(500)).build(TestVm::new());
+    /// let silent = World::<TestVm>::builder().report_after(None).build(TestVm::new());
+    /// # drop((eager, silent));
+    /// ```
     #[must_use]
-    pub fn report_after(mut self, after: Duration) -> Self {
-        self.report_after = Some(after);
+    pub fn report_after(mut self, after: impl Into<Option<Duration>>) -> Self {
+        self.report_after = after.into();
         self
     }
 
@@ -628,7 +664,7 @@ impl<V: StackScanner> DerefMut for Attachment<V> {
 impl<V: StackScanner> Drop for Attachment<V> {
     #[track_caller]
     fn drop(&mut self) {
-        if let Err(reason) = self.shared.detach(self.parts.lend().header())
+        if let Err(reason) = self.shared.detach(self.parts.lend().header(), Some(Location::caller()))
             && !std::thread::panicking()
             // `exit` was called inside a call of this mutator, and destroys the thread-local that this
             // attachment is in. What the frames below use stays as it is until the process is gone.

@@ -11,6 +11,7 @@ const FLOORS: &[&[&str]] = &[
     &["faults", "arity", "errno", "unwind", "anchor", "leaks"],
     &["sync", "foreign_value"],
     &["checked", "steps"],
+    &["os_thread", "patience"],
     &["timing", "occupancy"],
     // The traits, and plain data.
     &["vm"],

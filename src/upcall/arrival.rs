@@ -30,12 +30,12 @@ use crate::faults::Faults;
 use crate::home::{Adopter, home};
 use crate::pause::Shared;
 use crate::record::Ownership;
-use crate::registry::{AttachError, Unreleased};
+use crate::registry::{Ask, AttachError, Unreleased};
 use crate::state::{Event, State};
 use crate::thread::{Innermost, Record, innermost, keep_world};
 use crate::transition::{describe, hook, repair_slow, wait_to_come_in};
 use crate::unwind;
-use crate::vm::{Crossing, ErrorPolicy, FrameKind, Report, Site, StackScanner, UpcallRefused};
+use crate::vm::{Crossing, ErrorPolicy, FrameKind, Report, Site, StackScanner, UpcallRefused, Wanted};
 use core::any::type_name;
 use std::sync::Arc;
 
@@ -128,7 +128,8 @@ impl<V: StackScanner> Arriving<'_, V> {
 
     /// Attaches a thread that calls in for the first time, and goes on.
     fn attaching(self, shared: &Arc<Shared<V>>) {
-        let attached = match unwind::stop(|| shared.attach(Ownership::Thread, 0)) {
+        let ask = Ask { wants: Wanted::AttachForUpcall, site: None, mutator: None, upcall: None };
+        let attached = match unwind::stop(|| shared.attach(Ownership::Thread, 0, ask)) {
             Ok(attached) => attached,
             Err(payload) => {
                 if self.policy == Some(ErrorPolicy::Abort) {

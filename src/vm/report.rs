@@ -1,6 +1,6 @@
 //! What happened that no caller can be told of.
 
-use super::{FrameKind, Residence, Site, UpcallError};
+use super::{PauseWait, Residence, Site, StopWait, UpcallError, Waiting};
 use crate::leaks::Leaks;
 use core::fmt;
 use core::panic::Location;
@@ -96,10 +96,13 @@ pub enum Report<'r> {
         /// What the VM says of the object.
         residence: Residence,
     },
-    /// A pause has waited long for a mutator to stop.
-    Straggler(&'r Straggler),
-    /// A thread has waited long for a pause to end.
+    /// A thread has waited long for a mutator to stop. See [`WorldBuilder::report_after`](crate::WorldBuilder::report_after).
+    StopWait(&'r StopWait),
+    /// A thread has waited long for a pause or a handshake to end. See [`WorldBuilder::report_after`](crate::WorldBuilder::report_after).
     PauseWait(&'r PauseWait),
+    /// A thread has waited long for something else: for [`World::open`](crate::World::open), or for the end of an interrupt. See
+    /// [`WorldBuilder::report_after`](crate::WorldBuilder::report_after).
+    OtherWait(&'r Waiting),
     /// The [audit](crate::guide::audit) has found a slot that comes and goes, or is stale.
     #[cfg(feature = "audit")]
     Audit(&'r super::Finding),
@@ -112,96 +115,6 @@ pub enum Report<'r> {
         /// Where it had suspended itself.
         suspended_at: Option<&'static Location<'static>>,
     },
-}
-
-/// A mutator that does not stop, as a pause that waits for it sees it. See [`WorldBuilder::report_after`](crate::WorldBuilder::report_after).
-#[derive(Clone, Debug)]
-#[non_exhaustive]
-pub struct Straggler {
-    /// Its number.
-    pub mutator: u64,
-    /// How long the pause has waited for it.
-    pub waited: Duration,
-    /// The last call sites known of it, one for each activation, newest first: of a running activation that of its last crossing, if it made one.
-    pub call_sites: Vec<&'static Location<'static>>,
-    /// The locks it has [noted](crate::Mutator::note_lock), with the place where.
-    pub locks: Vec<(&'static str, &'static Location<'static>)>,
-    /// The mutators that have stopped and hold pins or noted locks: if the straggler waits for one of these, both wait for ever.
-    pub stopped: Vec<PauseWait>,
-}
-
-/// A mutator that waits for a pause to end. See [`WorldBuilder::report_after`](crate::WorldBuilder::report_after).
-#[derive(Clone, Debug)]
-#[non_exhaustive]
-pub struct PauseWait {
-    /// Its number.
-    pub mutator: u64,
-    /// How long it has waited; zero where that is not known.
-    pub waited: Duration,
-    /// The foreign call it came back from, or the poll it stopped at.
-    pub call_site: Option<&'static Location<'static>>,
-    /// Which of the two.
-    pub kind: FrameKind,
-    /// How many pins its calls hold.
-    pub pins: usize,
-    /// The locks it has [noted](crate::Mutator::note_lock), with the place where.
-    pub locks: Vec<(&'static str, &'static Location<'static>)>,
-    /// Where the pause was asked for.
-    pub pause_site: Option<&'static Location<'static>>,
-}
-
-impl fmt::Display for Straggler {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "mutator {} has not stopped for {:?}", self.mutator, self.waited)?;
-        match self.call_sites.split_first() {
-            None => f.write_str("; it has made no crossing yet")?,
-            Some((newest, older)) => {
-                write!(f, "; it was last seen at {newest}")?;
-                older
-                    .iter()
-                    .try_for_each(|site| write!(f, ", in an upcall of the foreign call at {site}"))?;
-            }
-        }
-        write_locks(f, &self.locks)?;
-        self.stopped.iter().try_for_each(|held| {
-            write!(f, "; mutator {} has stopped ({}, {})", held.mutator, held.kind, Site(held.call_site))?;
-            write_pins(f, held.pins)?;
-            write_locks(f, &held.locks)
-        })
-    }
-}
-
-impl fmt::Display for PauseWait {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "mutator {} has waited {:?} for the pause asked for at {} to end ({}, {})",
-            self.mutator,
-            self.waited,
-            Site(self.pause_site),
-            self.kind,
-            Site(self.call_site)
-        )?;
-        write_pins(f, self.pins)?;
-        write_locks(f, &self.locks)
-    }
-}
-
-/// # Errors
-///
-/// The formatter's.
-fn write_pins(f: &mut fmt::Formatter<'_>, pins: usize) -> fmt::Result {
-    if pins > 0 { write!(f, ", with {pins} pin(s)") } else { Ok(()) }
-}
-
-/// # Errors
-///
-/// The formatter's.
-fn write_locks(
-    f: &mut fmt::Formatter<'_>,
-    locks: &[(&'static str, &'static Location<'static>)],
-) -> fmt::Result {
-    locks.iter().try_for_each(|(lock, site)| write!(f, ", holding `{lock}` since {site}"))
 }
 
 impl fmt::Display for Report<'_> {
@@ -273,8 +186,9 @@ impl fmt::Display for Report<'_> {
                     Residence::Fixed => "root the object",
                 })
             }
-            Self::Straggler(straggler) => straggler.fmt(f),
+            Self::StopWait(wait) => wait.fmt(f),
             Self::PauseWait(wait) => wait.fmt(f),
+            Self::OtherWait(wait) => wait.fmt(f),
             #[cfg(feature = "audit")]
             Self::Audit(finding) => finding.fmt(f),
             Self::FiberDropped { fiber, activations, suspended_at } => write!(

@@ -56,5 +56,6 @@ mod stacks;
 mod strand;
 mod threads;
 mod two_worlds;
+mod waits;
 mod walker;
 mod witness;

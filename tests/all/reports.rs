@@ -7,7 +7,7 @@ use core::sync::atomic::{AtomicBool, Ordering};
 use core::time::Duration;
 use reentry::{
     Capture, FenceStrategy, FrameKind, Histogram, Mutator, PauseWait, Report, RootVisitor, Segment,
-    StackScanner, Straggler, UpcallClosure, Vm, World,
+    StackScanner, StopWait, UpcallClosure, Vm, Wanted, World,
 };
 use reentry_foreign::{foreign_add, foreign_call_back_last, foreign_meet};
 use std::sync::Mutex;
@@ -16,7 +16,7 @@ use std::thread;
 /// A VM that keeps what it is told of waits, and measures if `TIMED`.
 #[derive(Default)]
 struct Watched<const TIMED: bool = false> {
-    stragglers: Mutex<Vec<Straggler>>,
+    stragglers: Mutex<Vec<StopWait>>,
     waits: Mutex<Vec<PauseWait>>,
     reported: AtomicBool,
 }
@@ -32,8 +32,8 @@ impl<const TIMED: bool> Vm for Watched<TIMED> {
 
     fn report(&self, report: &Report<'_>) {
         match report {
-            Report::Straggler(straggler) => {
-                self.stragglers.lock().unwrap().push((*straggler).clone());
+            Report::StopWait(wait) => {
+                self.stragglers.lock().unwrap().push((*wait).clone());
                 self.reported.store(true, Ordering::Release);
             }
             Report::PauseWait(wait) => self.waits.lock().unwrap().push((*wait).clone()),
@@ -92,13 +92,13 @@ fn a_mutator_that_does_not_stop_is_reported_with_its_last_call_sites() {
             world.pause(|_| ());
             let id = late.join().unwrap();
             let stragglers = world.vm().stragglers.lock().unwrap();
-            let [straggler] = &stragglers[..] else { panic!("told once: {stragglers:?}") };
-            assert_eq!(straggler.mutator, id);
-            assert!(straggler.waited >= AFTER, "{straggler:?}");
-            let sites: Vec<u32> = straggler.call_sites.iter().map(|site| site.line()).collect();
+            let [straggler, ..] = &stragglers[..] else { panic!("told: {stragglers:?}") };
+            assert_eq!(straggler.late.mutator, id);
+            assert!(straggler.waiter.waited >= AFTER, "{straggler:?}");
+            let sites: Vec<u32> = straggler.late.call_sites.iter().map(|site| site.line()).collect();
             assert_eq!(sites, [inner, outer.load(Ordering::Relaxed)], "newest first");
             let text = straggler.to_string();
-            assert!(text.contains(&format!("mutator {id} has not stopped for")), "{text}");
+            assert!(text.contains(&format!("who does not stop: mutator {id}, thread ")), "{text}");
             assert!(text.contains("in an upcall of the foreign call at"), "{text}");
         });
     });
@@ -150,22 +150,26 @@ fn a_lock_held_by_a_stopped_mutator_and_wanted_by_a_running_one_is_reported_with
             steps.reach(3);
             let (a, b) = (a.join().unwrap(), b.join().unwrap());
             let stragglers = world.vm().stragglers.lock().unwrap();
-            let [straggler] = &stragglers[..] else { panic!("told once: {stragglers:?}") };
-            assert_eq!(straggler.mutator, a);
-            let [holder] = &straggler.stopped[..] else { panic!("one holds something: {straggler:?}") };
+            let [straggler, ..] = &stragglers[..] else { panic!("told: {stragglers:?}") };
+            assert_eq!(straggler.late.mutator, a);
+            let [holder] = &straggler.holders[..] else { panic!("one holds something: {straggler:?}") };
             assert_eq!((holder.mutator, holder.kind, holder.pins), (b, FrameKind::Safepoint, 2));
             let [(name, site)] = &holder.locks[..] else { panic!("it holds one lock: {holder:?}") };
             assert_eq!(*name, "the symbol table");
             assert!(here(file!(), noted.load(Ordering::Relaxed))(site), "{site}");
             let text = straggler.to_string();
-            assert!(text.contains("with 2 pin(s), holding `the symbol table` since"), "{text}");
+            assert!(
+                text.contains("it holds 2 pin(s)\n    it holds the lock `the symbol table` since"),
+                "{text}"
+            );
             // And the other way round: who waits for the pause, and whose pause it is.
             let waits = world.vm().waits.lock().unwrap();
-            let [wait] = &waits[..] else { panic!("told once: {waits:?}") };
-            assert_eq!((wait.mutator, wait.kind, wait.pins), (b, FrameKind::Safepoint, 2));
-            assert!(wait.waited >= AFTER && wait.locks.len() == 1, "{wait:?}");
-            assert!(wait.pause_site.as_ref().is_some_and(here(file!(), pause_line)), "{wait:?}");
-            assert!(wait.to_string().contains("for the pause asked for at"), "{wait}");
+            let [wait, ..] = &waits[..] else { panic!("told: {waits:?}") };
+            let waiter = &wait.waiter;
+            assert_eq!((waiter.mutator, waiter.wants, wait.pins), (Some(b), Wanted::Safepoint, 2));
+            assert!(waiter.waited >= AFTER && wait.locks.len() == 1, "{wait:?}");
+            let pause = wait.pause.as_ref().unwrap();
+            assert!(pause.site.as_ref().is_some_and(here(file!(), pause_line)), "{wait:?}");
         });
     });
 }
@@ -216,8 +220,8 @@ fn the_report_of_a_handshake_does_not_look_at_mutators_that_were_not_asked_to_st
             steps.reach(3);
         });
         let stragglers = world.vm().stragglers.lock().unwrap();
-        let [straggler] = &stragglers[..] else { panic!("told once: {stragglers:?}") };
-        assert!(straggler.stopped.is_empty(), "{straggler:?}");
+        let [straggler, ..] = &stragglers[..] else { panic!("told: {stragglers:?}") };
+        assert!(straggler.holders.is_empty(), "{straggler:?}");
     });
 }
 
@@ -243,7 +247,7 @@ fn a_note_of_a_lock_ends_with_its_mutator() {
     });
     drop(outlives);
     let stragglers = world.vm().stragglers.lock().unwrap();
-    let names: Vec<_> = stragglers[0].locks.iter().map(|(name, _)| *name).collect();
+    let names: Vec<_> = stragglers[0].late.locks.iter().map(|(name, _)| *name).collect();
     assert_eq!(names, ["its own"]);
 }
 
