@@ -199,7 +199,7 @@ impl<V: StackScanner> Board<V> {
                 scope.spawn(inner).join().map_or_else(|payload| resume_unwind(payload), Ok)
             }),
         }));
-        let failure = outcome.map_err(|payload| text(&*payload).to_owned()).flatten().err()?;
+        let failure = outcome.map_err(|payload| text(&*payload).to_owned()).and_then(|found| found).err()?;
         Some(format!("`{}`: {failure}", action.name))
     }
 

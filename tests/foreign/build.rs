@@ -92,7 +92,9 @@ fn out() -> PathBuf {
 fn compiles(cpp: bool, program: &str) -> bool {
     let source = out().join(if cpp { "probe.cpp" } else { "probe.c" });
     fs::write(&source, program).expect("the output directory can be written to");
-    let Ok(compiler) = cc::Build::new().cpp(cpp).try_get_compiler() else { return false };
+    let Ok(compiler) = cc::Build::new().cpp(cpp).cargo_warnings(false).try_get_compiler() else {
+        return false;
+    };
     let mut probe = compiler.to_command();
     probe.arg("-c").arg(&source).arg("-o").arg(out().join("probe.o"));
     probe.stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok_and(|status| status.success())
