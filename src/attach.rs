@@ -5,15 +5,16 @@ use crate::exit::{ThreadExiting, arm};
 use crate::pause::Shared;
 use crate::record::{FiberState, Header, Leave, MutatorRecord, Ownership};
 use crate::registry::{Ask, AttachError};
-use crate::state::Event;
+use crate::state::{Event, State};
 use crate::steps::{Step, reached};
 use crate::thread::{Record, link, unlink};
-use crate::unwind;
-use crate::vm::{FrameKind, Report, StackScanner, Wanted};
+use crate::unwind::{self, hook};
+use crate::vm::{Crossing, FrameKind, Report, StackScanner, Wanted};
 use core::any::TypeId;
 use core::cell::UnsafeCell;
 use core::panic::Location;
 use core::ptr;
+use scopeguard::ScopeGuard;
 use std::sync::Arc;
 
 impl<V: StackScanner> Leave for Shared<V> {
@@ -25,6 +26,10 @@ impl<V: StackScanner> Leave for Shared<V> {
             // a stopper finds every root at the base; what they held ends with the mutator.
             // SAFETY: the word of an attached mutator holds a live record.
             let skipped = unsafe { (*header.word.record()).depth } as usize;
+            if header.state() == State::Managed {
+                // What the way in of the newest upcall took, a global lock, nobody else gives up.
+                self.tell_leaving(header);
+            }
             header.word.publish(base, V::FAULTS);
             // Caught: a panic in a thread's destructors ends the process, and the mutator must be let go first.
             let report = Report::ActivationsSkipped { skipped, call_site: None };
@@ -32,7 +37,22 @@ impl<V: StackScanner> Leave for Shared<V> {
         }
         self.detach_after(header, None, jumped)
     }
+
+    fn tell_leaving(&self, header: &Header) {
+        // SAFETY: the word of an attached mutator holds a live record.
+        let crossing = match unsafe { (*header.word.record()).depth } {
+            0 => Crossing::Attachment,
+            _ => Crossing::Upcall,
+        };
+        hook(|| self.vm.leaving_managed(crossing));
+    }
 }
+
+/// An attachment that the hooks have been told of, and will be told of again unless it comes to be.
+type Entered<'a, V> = ScopeGuard<&'a V, fn(&'a V)>;
+
+/// Why a thread cannot be detached that is to wait for itself.
+const PAUSE_HELD_HERE: &str = "this thread holds a pause of the world; end the pause first";
 
 impl<V: StackScanner> Shared<V> {
     /// Attaches the calling thread. On return it is managed if `ownership` is an attachment's, foreign if it is the thread's own.
@@ -53,12 +73,20 @@ impl<V: StackScanner> Shared<V> {
             self.coordinator.admit_foreign_thread(ask)?;
         }
         // A handler that makes an upcall finds this thread attached or not, and no lock held by it.
-        let _blocked = SignalsBlocked::new();
+        let blocked = SignalsBlocked::new();
         // First: whatever fails after this leaves nothing attached.
         arm().map_err(|ThreadExiting| AttachError::ThreadExiting)?;
         let local = self.vm.attach();
         if !self.current().is_null() {
             return Err(AttachError::AlreadyAttached); // by the VM itself, just now
+        }
+        let (blocked, entered) = match ownership {
+            Ownership::Attachment => (None, Some(self.enter_first(blocked)?)),
+            _ => (Some(blocked), None),
+        };
+        let _blocked = blocked.unwrap_or_else(SignalsBlocked::new);
+        if entered.is_some() && !self.current().is_null() {
+            return Err(AttachError::AlreadyAttached); // by an upcall of a signal's handler, meanwhile
         }
         let header = self.coordinator.take_idle().unwrap_or_else(|| self.new_record());
         // SAFETY: an idle or new record of this world; nobody else has it.
@@ -94,11 +122,47 @@ impl<V: StackScanner> Shared<V> {
             _ => Step::Attached,
         };
         reached(header.world, attached);
-        scopeguard::ScopeGuard::into_inner(undo);
+        ScopeGuard::into_inner(undo);
+        if let Some(entered) = entered {
+            ScopeGuard::into_inner(entered);
+        }
         let world: Arc<dyn Leave> = Arc::<Self>::clone(self);
         header.keep.replace(Some(world));
         link(header);
         Ok(record)
+    }
+
+    /// Tells the hooks that a thread which attaches itself is about to be managed, and again if nothing
+    /// comes of it. They may block, so signals are let through meanwhile: the thread is no mutator yet,
+    /// and no pause waits for it.
+    ///
+    /// # Errors
+    ///
+    /// The thread holds the pause, or the world is shut down. It would wait in vain for what a stopped
+    /// thread holds, or a parked one.
+    fn enter_first(&self, blocked: SignalsBlocked) -> Result<Entered<'_, V>, AttachError> {
+        self.coordinator.may_enter()?;
+        drop(blocked);
+        hook(|| self.vm.entering_managed(Crossing::Attachment));
+        let leaving: fn(_) = |vm: &V| hook(|| vm.leaving_managed(Crossing::Attachment));
+        Ok(scopeguard::guard(&self.vm, leaving))
+    }
+
+    /// Tells the hooks that an attachment ends, if it can.
+    ///
+    /// # Errors
+    ///
+    /// What the mutator is doing that forbids it.
+    fn leave_last(&self, header: &Header) -> Result<(), &'static str> {
+        header.state().after(Event::Detach)?;
+        if !header.word.is_managed_in(&raw const header.base) {
+            return Err("an upcall of it is in progress; detach when the foreign call has returned");
+        }
+        if self.coordinator.is_held_here() {
+            return Err(PAUSE_HELD_HERE);
+        }
+        hook(|| self.vm.leaving_managed(Crossing::Attachment));
+        Ok(())
     }
 
     /// Attaches a mutator that is no thread's. Waits for nothing.
@@ -125,7 +189,7 @@ impl<V: StackScanner> Shared<V> {
         });
         header.ownership.set(Ownership::Fiber);
         self.coordinator.admit_fiber(header)?;
-        scopeguard::ScopeGuard::into_inner(undo);
+        ScopeGuard::into_inner(undo);
         Ok(record)
     }
 
@@ -168,15 +232,14 @@ impl<V: StackScanner> Shared<V> {
         if header.is_reporting() {
             return Err("it waits, and this is in the report of that; detach when the report has returned");
         }
+        if header.ownership.get() == Ownership::Attachment {
+            self.leave_last(header)?;
+        }
         let blocked = SignalsBlocked::new();
         let orphan = header.ownership.get() == Ownership::Orphan;
         let base = &raw const header.base;
         match header.ownership.get() {
             Ownership::Attachment => {
-                header.state().after(Event::Detach)?;
-                if !header.word.is_managed_in(base) {
-                    return Err("an upcall of it is in progress; detach when the foreign call has returned");
-                }
                 reached(header.world, Step::Detaching);
                 header.base.kind.set(FrameKind::Leaving);
                 header.word.publish(base, V::FAULTS);
@@ -191,11 +254,8 @@ impl<V: StackScanner> Shared<V> {
         reached(header.world, Step::DetachPublished);
         let ask = Ask { wants: Wanted::Detach, site, mutator: Some(header.id.get()), upcall: None };
         if self.coordinator.dismiss(header, ask, V::FAULTS).is_err() {
-            if header.ownership.get() == Ownership::Attachment {
-                header.base.kind.set(FrameKind::ForeignCall);
-                header.word.reset(base);
-            }
-            return Err("this thread holds a pause of the world; end the pause first");
+            // A foreign thread's own: an attachment's has been asked before.
+            return Err(PAUSE_HELD_HERE);
         }
         reached(header.world, Step::Detached);
         if !orphan {

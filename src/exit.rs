@@ -85,9 +85,12 @@ fn orphan_leaked() {
         let world = if header.ownership.get() == Ownership::Attachment { header.keep.take() } else { None };
         world.map(|world| (core::ptr::from_ref(header), world))
     };
-    while let Some((header, _world)) = first_on_thread(next) {
-        // SAFETY: `_world` keeps the record alive; it is this thread's.
+    while let Some((header, world)) = first_on_thread(next) {
+        // SAFETY: `world` keeps the record alive; it is this thread's.
         let header = unsafe { &*header };
+        if header.state() == State::Managed {
+            world.tell_leaving(header);
+        }
         {
             let _registry = header.coordinator().lock();
             header.ownership.set(Ownership::Orphan);

@@ -96,6 +96,7 @@ mod foreign_function;
 mod foreign_value;
 #[cfg(all(unix, not(loom), not(miri)))]
 mod fork;
+mod global_lock;
 mod handle;
 mod handle_table;
 mod handshake;
@@ -159,6 +160,7 @@ pub use foreign_function::{ForeignFunction, NullFunction};
 pub use foreign_value::{ForeignValue, NoAddresses};
 #[cfg(all(unix, not(loom), not(miri)))]
 pub use fork::Forked;
+pub use global_lock::GlobalLock;
 pub use handle::{Handle, RawHandle, WeakHandle};
 pub use handle_table::HandleError;
 pub use leaf::{Leaf, LeafSite, LentBytes};

@@ -63,6 +63,9 @@ pub(crate) trait Leave: Send + Sync {
     ///
     /// The thread holds a pause of the world.
     fn leave(&self, header: &Header) -> Result<(), &'static str>;
+
+    /// Tells the hooks that a mutator, which is managed, will run no more.
+    fn tell_leaving(&self, header: &Header);
 }
 
 /// Which thread runs a fiber, and whether it is bound to that thread.

@@ -48,6 +48,8 @@ pub(crate) enum Unreleased {
     PauseHeldHere,
     /// The world has ended, and it is to be told so.
     Ended,
+    /// The world has ended, and its thread is to wait for ever.
+    Parked,
 }
 
 /// Who waits to go on.
@@ -124,7 +126,7 @@ pub enum Stragglers {
 }
 
 /// Ends nothing, and never returns: the thread's record is published, so nobody waits for it.
-fn park_for_ever() -> ! {
+pub(crate) fn park_for_ever() -> ! {
     loop {
         std::thread::park();
     }
@@ -341,7 +343,7 @@ impl Coordinator {
         None
     }
 
-    /// Waits until nobody wants `header`'s mutator to stop. In a world that has ended and parks its stragglers, a return waits for ever.
+    /// Waits until nobody wants `header`'s mutator to stop.
     ///
     /// # Errors
     ///
@@ -364,11 +366,7 @@ impl Coordinator {
             }
             if header.word.is_ended() {
                 match registry.ended {
-                    Some(Stragglers::Park) if waiter == Waiter::Return => {
-                        drop(registry);
-                        drop(blocked);
-                        park_for_ever();
-                    }
+                    Some(Stragglers::Park) if waiter == Waiter::Return => return Err(Unreleased::Parked),
                     Some(_) => return Err(Unreleased::Ended),
                     None => {}
                 }
@@ -502,6 +500,22 @@ impl Coordinator {
     /// Wakes a shutdown that waits for mutators to leave.
     pub(crate) fn somebody_left(&self) {
         self.left.notify_all();
+    }
+
+    /// Says whether a thread may wait to be let in, before it is.
+    ///
+    /// # Errors
+    ///
+    /// The world is shut down, or the calling thread holds the pause.
+    pub(crate) fn may_enter(&self) -> Result<(), AttachError> {
+        let registry = self.lock();
+        if registry.closed {
+            Err(AttachError::Shutdown)
+        } else if registry.holder == Some(thread_token()) {
+            Err(AttachError::PauseHeldHere)
+        } else {
+            Ok(())
+        }
     }
 
     /// Says whether the calling thread holds a pause or a handshake.

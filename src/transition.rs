@@ -8,24 +8,14 @@ use crate::checked::CHECKED;
 use crate::faults::Faults;
 use crate::pause::Shared;
 use crate::record::Header;
-use crate::registry::{Unreleased, Waiter};
+use crate::registry::{Unreleased, Waiter, park_for_ever};
 use crate::state::Event;
 use crate::steps::{Step, reached};
+pub(crate) use crate::unwind::hook;
 use crate::unwind::{self, Payload, Thrown};
 use crate::vm::{Capture, Crossing, FrameKind, Report, Site, StackScanner, UpcallError, UpcallRefused, Vm};
 use core::panic::Location;
 use core::ptr;
-
-/// Runs a hook that must not unwind: it stands between two states, and there is no caller to tell.
-#[inline(always)]
-pub(crate) fn hook(call: impl FnOnce()) {
-    // Caught, not cleaned up after: with no handler above, a panic would end the process before any clean-up could say why.
-    if unwind::stop(call).is_err() {
-        unwind::abort(format_args!(
-            "a transition hook panicked; the hooks of `Vm` must not, nor a report or the drop of an error in a transition"
-        ));
-    }
-}
 
 /// Ends a misuse that has a managed caller to tell: panics, naming the mutator's state and the call site.
 ///
@@ -192,9 +182,9 @@ pub(crate) fn come_back<V: StackScanner>(vm: &V, header: &Header, frame: &Foreig
 #[cold]
 #[inline(never)]
 fn wait_slow<V: StackScanner>(header: &Header, frame: &ForeignFrame) {
-    match wait_managed::<V>(header, frame) {
+    match wait_managed::<V>(header, frame, Hooks::Entered) {
         Ok(()) => {}
-        Err(Unreleased::Ended) => {
+        Err(Unreleased::Ended | Unreleased::Parked) => {
             // Goes on in the managed caller, as an upcall's error does. One that is carried already says more.
             drop(frame.set_pending(Box::new(UpcallRefused::WorldEnded { call_site: frame.site.get() })));
         }
@@ -206,14 +196,36 @@ fn wait_slow<V: StackScanner>(header: &Header, frame: &ForeignFrame) {
     }
 }
 
-/// Waits with `frame` published until its activation may run.
+/// Whether a mutator that waits to go on has passed the hook that says so.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Hooks {
+    /// It has, and holds what it took there.
+    Entered,
+    /// It waits on behalf of a call that foreign code has skipped.
+    Skipped,
+}
+
+/// Waits with `frame` published until its activation may run. Where the thread is to be parked, it does not return.
 ///
 /// # Errors
 ///
 /// The thread holds the pause itself, and is not managed; or the world has ended, and it is managed.
-fn wait_managed<V: StackScanner>(header: &Header, frame: &ForeignFrame) -> Result<(), Unreleased> {
+fn wait_managed<V: StackScanner>(
+    header: &Header,
+    frame: &ForeignFrame,
+    hooks: Hooks,
+) -> Result<(), Unreleased> {
     let coordinator = header.coordinator();
     match coordinator.wait_published(header, frame, frame, Waiter::Return, V::FAULTS) {
+        Err(Unreleased::Parked) => {
+            if hooks == Hooks::Entered {
+                // SAFETY: `world` points to the `Shared<V>` whose mutator this is, which outlives it.
+                let vm = unsafe { &(*header.world.cast::<Shared<V>>()).vm };
+                // A global lock that it kept would keep everybody from cleaning up.
+                hook(|| vm.leaving_managed(Crossing::Attachment));
+            }
+            park_for_ever()
+        }
         Err(Unreleased::Ended) => {
             coordinator.release_ended(header, frame, frame, V::FAULTS)?;
             Err(Unreleased::Ended)
@@ -235,7 +247,8 @@ pub(crate) fn repair_slow<V: StackScanner>(vm: &V, header: &Header, frame: &Fore
         // A call in a skipped upcall was skipped too, and is published still: a stopper may be reading what is released below.
         let skipped = skipped.as_ptr();
         // SAFETY: the word of an attached mutator holds a live record.
-        let waited = |skipped: *mut ForeignFrame| wait_managed::<V>(header, unsafe { &*skipped });
+        let waited =
+            |skipped: *mut ForeignFrame| wait_managed::<V>(header, unsafe { &*skipped }, Hooks::Skipped);
         if !header.word.retract(skipped, V::FAULTS, || ())
             && matches!(waited(skipped), Err(Unreleased::PauseHeldHere))
         {
@@ -353,7 +366,7 @@ pub(crate) fn at_safepoint<V: StackScanner, R>(
             let waited = if header.word.retract(frame, V::FAULTS, between) {
                 Ok(())
             } else {
-                wait_managed::<V>(header, frame)
+                wait_managed::<V>(header, frame, Hooks::Entered)
             };
             if matches!(waited, Err(Unreleased::PauseHeldHere)) {
                 header.word.reset(frame);
@@ -369,7 +382,7 @@ pub(crate) fn at_safepoint<V: StackScanner, R>(
                 match waited {
                     Ok(()) => {}
                     Err(Unreleased::PauseHeldHere) => refuse_wait_in_own_pause("a poll", site),
-                    Err(Unreleased::Ended) => {
+                    Err(Unreleased::Ended | Unreleased::Parked) => {
                         drop(
                             frame.set_pending(Box::new(UpcallRefused::WorldEnded { call_site: Some(site) })),
                         );

@@ -67,3 +67,14 @@ pub(crate) fn abort(message: fmt::Arguments<'_>) -> ! {
     drop(writeln!(std::io::stderr(), "reentry: fatal: {message}"));
     std::process::abort()
 }
+
+/// Runs a hook that must not unwind: it stands between two states, and there is no caller to tell.
+#[inline(always)]
+pub(crate) fn hook(call: impl FnOnce()) {
+    // Caught, not cleaned up after: with no handler above, a panic would end the process before any clean-up could say why.
+    if stop(call).is_err() {
+        abort(format_args!(
+            "a transition hook panicked; the hooks of `Vm` must not, nor a report or the drop of an error in a transition"
+        ));
+    }
+}

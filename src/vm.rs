@@ -76,8 +76,14 @@ pub trait Vm: Sized + Send + Sync + 'static {
         Ok(())
     }
 
-    /// Runs just before a mutator becomes foreign, while it is managed still: on the way into a foreign call, and on the way
-    /// back from an upcall. A VM with a global lock releases it here.
+    /// Runs just before a mutator becomes foreign, while it is managed still: on the way into a foreign
+    /// call, on the way back from an upcall, and when an attachment ends. A VM with a global lock
+    /// releases it here ([`GlobalLock`](crate::GlobalLock)).
+    ///
+    /// Each run is the pair of one of [`entering_managed`](Self::entering_managed) on the same thread,
+    /// whichever way the mutator leaves: also where foreign code jumps, where an upcall is refused, and
+    /// where a thread exits with a leaked [`Attachment`](crate::Attachment). That last one runs when the
+    /// thread's thread-locals are gone (on Unix; elsewhere not at all).
     ///
     /// Must not poll, allocate on the heap or panic (a panic aborts the process). The default costs nothing.
     #[inline(always)]
@@ -85,8 +91,12 @@ pub trait Vm: Sized + Send + Sync + 'static {
         let _ = crossing;
     }
 
-    /// Runs just before a mutator becomes managed, while it is foreign still: on the way back from a foreign call, and on the way into an
-    /// upcall. A VM with a global lock takes it here.
+    /// Runs just before a mutator becomes managed, while it is foreign still: on the way back from a
+    /// foreign call, on the way into an upcall, and when a thread [attaches](crate::World::attach)
+    /// itself, after [`attach`](Self::attach). A VM with a global lock takes it here.
+    ///
+    /// A foreign thread that attaches with its first upcall is told of the upcall alone. In the child of
+    /// a [fork](crate::Mutator::fork) the thread is managed still: what it took before, it holds.
     ///
     /// May block: a pause does not wait for this thread. Must not touch the heap, detach this thread, drop what keeps the world alive, or panic (a panic aborts the process). The default
     /// costs nothing.
@@ -419,6 +429,9 @@ pub enum Crossing {
     BlockingCall,
     /// An upcall begins or ends.
     Upcall,
+    /// An [`Attachment`](crate::Attachment) begins or ends. It also ends, for the hooks, where its
+    /// thread is parked for ever: see [`Stragglers::Park`](crate::Stragglers::Park).
+    Attachment,
 }
 
 /// What is to be done about one argument of a foreign call.

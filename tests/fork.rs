@@ -9,7 +9,10 @@ use core::panic::AssertUnwindSafe;
 use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use core::time::Duration;
 use reentry::testkit::{Ref, TestVm};
-use reentry::{Forked, Mutator, Pinner, Stragglers, UpcallClosure, World, upcall_fn};
+use reentry::{
+    Capture, Crossing, Forked, GlobalLock, Mutator, Pinner, RootVisitor, Segment, StackScanner, Stragglers,
+    UpcallClosure, Vm, World, upcall_fn,
+};
 use reentry_foreign::{foreign_call_back, foreign_call_back_last, foreign_threads};
 use std::panic::catch_unwind;
 use std::sync::Mutex;
@@ -216,4 +219,87 @@ fn a_child_forked_in_the_midst_of_everything_has_a_world_that_works_and_so_has_t
     assert!(rounds.load(Ordering::Relaxed) > 0);
     assert_eq!(world.attached(), 0);
     assert_eq!(world.pause(|stopped| stopped.vm().collect(stopped)).unwrap().live, 0, "the pinner is gone");
+}
+
+/// A VM with a global lock, and nothing else.
+#[derive(Default)]
+struct Locked {
+    lock: GlobalLock,
+}
+
+impl Vm for Locked {
+    type Ref = usize;
+    type Local = ();
+    type Exception = core::convert::Infallible;
+    const CAPTURE: Capture = Capture::Nothing;
+
+    fn attach(&self) {}
+
+    fn entering_managed(&self, _: Crossing) {
+        self.lock.enter();
+    }
+
+    fn leaving_managed(&self, _: Crossing) {
+        self.lock.leave();
+    }
+}
+
+// SAFETY: S1, S2: no frame holds a reference. S3 to S5: it does nothing. S6: no fault.
+unsafe impl StackScanner for Locked {
+    fn scan_segment(&self, (): &(), _: &Segment<'_>, _: &mut dyn RootVisitor<usize>) {}
+}
+
+/// In the child, the threads that were waiting for the lock are not there, whatever they were doing to it.
+#[test]
+fn the_child_of_a_vm_with_a_global_lock_holds_the_lock_and_others_get_it() {
+    const FORKS: usize = if cfg!(tsan) { 20 } else { 100 };
+    let world = World::new(Locked::default());
+    let stop = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let _stop = scopeguard::guard((), |()| stop.store(true, Ordering::Relaxed));
+        for _ in 0..3 {
+            scope.spawn(|| {
+                let mut mutator = world.attach().unwrap();
+                while !stop.load(Ordering::Relaxed) {
+                    assert!(mutator.vm().lock.is_held_here());
+                    mutator.foreign_call().run(|| ());
+                }
+            });
+        }
+        let mut mutator = world.attach().unwrap();
+        for round in 0..FORKS {
+            // SAFETY: the lock is the only one of the VM, and knows of forks; the child calls nothing else.
+            let child = match unsafe { mutator.fork() }.unwrap() {
+                Forked::Parent(child) => child,
+                Forked::Child => {
+                    // SAFETY: a child that hangs is killed by this, and fails the test.
+                    unsafe { libc::alarm(60) };
+                    let lived = catch_unwind(AssertUnwindSafe(|| {
+                        assert!(mutator.vm().lock.is_held_here(), "managed, as before");
+                        let attaching = || {
+                            let mut other = world.attach().unwrap();
+                            assert!(other.vm().lock.is_held_here());
+                            other.foreign_call().run(|| ());
+                        };
+                        mutator.foreign_call().run(|| {
+                            assert!(!world.vm().lock.is_held_here());
+                            thread::scope(|scope| {
+                                let others = [0, 1].map(|_| scope.spawn(attaching));
+                                for other in others {
+                                    other.join().unwrap();
+                                }
+                            });
+                        });
+                        assert!(mutator.vm().lock.is_held_here());
+                    }));
+                    // SAFETY: nothing of the parent's is to be cleaned up here.
+                    unsafe { libc::_exit(c_int::from(lived.is_err())) }
+                }
+            };
+            let status = mutator.foreign_call().run(|| status_of(child));
+            assert_eq!(status, 0, "fork {round}: the child's status (a signal, or its exit code times 256)");
+        }
+        drop(mutator);
+    });
+    assert!(!world.vm().lock.is_held_here());
 }

@@ -46,7 +46,7 @@ const FLOORS: &[&[&str]] = &[
     &["home"],
     // The front.
     &["world"],
-    &["handle"],
+    &["global_lock", "handle"],
     &["sample", "signals"],
     &["upcall"],
     &["dynamic"],

@@ -40,6 +40,9 @@ pub struct Library {
 impl Library {
     /// Loads a library, by path or by the name the system looks up.
     ///
+    /// This blocks, and runs constructors that may call in. A managed thread calls it inside
+    /// [`ForeignCall::run`](crate::ForeignCall::run): see [`guide::dynamic`](crate::guide::dynamic).
+    ///
     /// # Safety
     ///
     /// The library's initialisers run, and its finalisers when it is unloaded: both are foreign code that may do anything.

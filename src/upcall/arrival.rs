@@ -270,7 +270,8 @@ impl<V: StackScanner> Arriving<'_, V> {
                 hook(|| vm_of::<V>(record).leaving_managed(Crossing::Upcall));
                 self.refuse(record, saved, UpcallRefused::PauseHeldHere { call_site: saved.site.get() });
             }
-            Err(Unreleased::Ended) => {
+            // An upcall is never parked.
+            Err(Unreleased::Ended | Unreleased::Parked) => {
                 let vm = vm_of::<V>(record);
                 hook(|| {
                     vm.leaving_managed(Crossing::Upcall);

@@ -317,9 +317,10 @@ fn a_body_that_catches_leaks_and_fails_again_leaves_the_activations_in_order() {
 /// A VM with a global lock sees its hooks in pairs, whatever fails: a refused upcall never became managed, and has none.
 #[test]
 fn the_hooks_are_balanced_whatever_fails() {
-    use Crossing::{ForeignCall, Upcall};
+    use Crossing::{Attachment, ForeignCall, Upcall};
     let world = Vm::world();
     let mut mutator = world.attach().unwrap();
+    assert_eq!(world.vm().take_crossings(), [("entering", Attachment)]);
     let fails: Callback =
         upcall_fn_or(Throwing(|_: &mut Mutator<Vm>, _: c_int| Err(Oops::Number(1))), || FALLBACK);
     // SAFETY: the callback takes an `int` and gives one.

@@ -946,7 +946,7 @@ fn the_hooks_stay_balanced_over_a_jump() {
         assert!(mutator.vm().lock.load(Ordering::Relaxed));
         mutator.depth() as c_int
     }
-    let world = World::new(Locked { lock: AtomicBool::new(true), reports: Mutex::default() });
+    let world = World::new(Locked { lock: AtomicBool::new(false), reports: Mutex::default() });
     let mut mutator = world.attach().unwrap();
     for x in 0..6 {
         let none = ptr::null_mut();

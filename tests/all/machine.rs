@@ -245,6 +245,7 @@ fn a_blocking_call_reaches_both_hooks_as_one() {
     let blocking = [("leaving", BlockingCall), ("entering", BlockingCall)];
     let world = Vm::world();
     let mut mutator = world.attach().unwrap();
+    world.vm().take_crossings();
     mutator.foreign_call().blocking().run(|| ());
     assert_eq!(world.vm().take_crossings(), blocking);
     mutator.foreign_call().run(|| ());

@@ -20,6 +20,7 @@ mod found_by_fuzzing;
 mod founding;
 mod handles;
 mod handshakes;
+mod hooks;
 mod hostile;
 mod hostile_dynamic;
 mod hostile_errors;

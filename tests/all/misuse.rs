@@ -601,21 +601,15 @@ unsafe impl StackScanner for Locked {
     fn scan_segment(&self, (): &(), _: &Segment<'_>, _: &mut dyn RootVisitor<usize>) {}
 }
 
-/// Attaching and detaching have no hook: the VM takes its lock before the one and gives it back after the other.
-fn with_lock<R>(world: &World<Locked>, f: impl FnOnce(&mut Mutator<Locked>) -> R) -> R {
-    world.vm().acquire();
-    let mut mutator = world.attach().unwrap();
-    let result = f(&mut mutator);
-    drop(mutator);
-    world.vm().release();
-    result
-}
-
 #[test]
 fn the_hooks_of_a_vm_run_on_the_managed_side_of_the_way_out_and_on_the_foreign_side_of_the_way_in() {
-    use Crossing::{ForeignCall, Upcall};
+    use Crossing::{Attachment, ForeignCall, Upcall};
     let world = World::new(Locked::new());
-    with_lock(&world, |mutator| {
+    {
+        let mut attached = world.attach().unwrap();
+        let mutator = &mut *attached;
+        assert!(world.vm().is_held_here());
+        assert_eq!(world.vm().take_log(), [("entering", Attachment)]);
         call_back(&world, mutator, |mutator| {
             world.vm().work();
             mutator.foreign_call().run(|| assert!(!world.vm().is_held_here()));
@@ -638,7 +632,9 @@ fn the_hooks_of_a_vm_run_on_the_managed_side_of_the_way_out_and_on_the_foreign_s
         mutator.poll();
         mutator.pause(|_| ());
         assert_eq!(world.vm().take_log(), []);
-    });
+    }
+    assert!(!world.vm().is_held_here());
+    assert_eq!(world.vm().take_log(), [("leaving", Attachment)]);
 }
 
 #[test]
@@ -648,7 +644,9 @@ fn a_vm_with_a_global_lock_runs_one_thread_at_a_time_and_pauses_begin_and_end() 
     thread::scope(|scope| {
         for _ in 0..2 {
             scope.spawn(|| {
-                with_lock(&world, |mutator| {
+                {
+                    let mut attached = world.attach().unwrap();
+                    let mutator = &mut *attached;
                     for round in 0..200 {
                         world.vm().work();
                         mutator.poll();
@@ -660,7 +658,7 @@ fn a_vm_with_a_global_lock_runs_one_thread_at_a_time_and_pauses_begin_and_end() 
                         });
                         calls.fetch_add(1, Ordering::Relaxed);
                     }
-                });
+                }
                 finished.fetch_add(1, Ordering::Release);
             });
         }
