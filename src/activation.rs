@@ -1,7 +1,7 @@
 //! Activation records: what a mutator publishes when it leaves managed code, the chain they form, and how they follow a moved stack.
 //!
 //! An *activation* is one contiguous run of managed frames. Its record, a [`ForeignFrame`], names the newest of them. Each mutator owns one record
-//! per nesting depth, made once and linked for ever: `older` and `newer` never change, so the chain a walker follows
+//! per nesting depth, made once and linked for ever: `older` never changes, so the chain a walker follows
 //! is right whichever record is published, and nothing is linked or unlinked at a crossing.
 //!
 //! ```text
@@ -381,6 +381,12 @@ impl ForeignFrame {
         link.get()
     }
 
+    /// Takes the newer records out of the chain, so that no later activation uses them; null if there is none. For its own thread, while it names none of them.
+    pub(crate) fn cut_newer(&self) -> *const Self {
+        let link = if self.terms.get().is_some() { &self.set_aside } else { &self.newer };
+        link.replace(ptr::null())
+    }
+
     /// Frees the newer records.
     ///
     /// # Safety
@@ -388,12 +394,20 @@ impl ForeignFrame {
     /// None of them is published or used any more.
     pub(crate) unsafe fn free_newer(&self) {
         self.forget_terms();
-        let mut frame = self.newer.replace(ptr::null());
+        // SAFETY: promised by the caller; the only link to them has just been cut.
+        unsafe { Self::free_chain(self.cut_newer()) };
+    }
+
+    /// Frees a record and the newer ones; none if it is null.
+    ///
+    /// # Safety
+    ///
+    /// None of them is published or used any more, and nothing else links to the first.
+    pub(crate) unsafe fn free_chain(mut frame: *const Self) {
         while !frame.is_null() {
-            // SAFETY: made by `grow_slow`, and freed once: the only link to it has just been cut.
+            // SAFETY: made by `newer_slow`, and freed once.
             let owned = unsafe { Box::from_raw(frame.cast_mut()) };
-            owned.forget_terms();
-            frame = owned.newer.get();
+            frame = owned.link();
         }
     }
 

@@ -93,7 +93,7 @@ pub enum ChainDamage {
         mark: usize,
     },
     /// Saved stack pointers of the thread's own stack are out of order.
-    #[error("its saved {what} is {sp:#x}, above {entry:#x}, where this or an older activation was entered")]
+    #[error("its saved {what} is {sp:#x}, above {entry:#x}, where this or the oldest activation was entered")]
     StackOrder {
         /// Which word.
         what: &'static str,
@@ -173,7 +173,7 @@ fn find_damage(
     }
     let (mut frame, mut older, mut depth) = (base, ptr::null(), 0);
     let mut mark = header.roots.bottom();
-    let mut entry = None;
+    let mut oldest = None;
     loop {
         // SAFETY: the base record, or what a record with a whole canary links to: a record that lives as long as its mutator's.
         let record = unsafe { &*frame };
@@ -184,7 +184,7 @@ fn find_damage(
         }
         mark = own;
         let is_newest = ptr::eq(frame, newest);
-        check_stack(header, record, &mut entry, !is_newest || published, capture)
+        check_stack(header, record, &mut oldest, !is_newest || published, capture)
             .map_err(|damage| (frame, damage))?;
         if is_newest {
             break;
@@ -234,7 +234,8 @@ fn in_order(header: &Header, older: RootMark, newer: RootMark) -> bool {
 }
 
 /// The saved stack pointers of a record, where they are known and lie in the thread's own stack: below the entry of this activation, and that
-/// below the entries of the older ones. (A crossing made with `ForeignCall::enter` says no more: its frame may be gone when an upcall comes.)
+/// below the entry of the oldest. Of those in between nothing can be said: the stack of a signal handler or of a coroutine can lie in an older frame. (A crossing made with
+/// `ForeignCall::enter` says no more either: its frame may be gone when an upcall comes.)
 ///
 /// # Errors
 ///
@@ -242,7 +243,7 @@ fn in_order(header: &Header, older: RootMark, newer: RootMark) -> bool {
 fn check_stack(
     header: &Header,
     record: &ForeignFrame,
-    entry: &mut Option<usize>,
+    oldest: &mut Option<usize>,
     saved: bool,
     capture: Capture,
 ) -> Result<(), ChainDamage> {
@@ -252,20 +253,19 @@ fn check_stack(
         (Capture::Anchor, 0) => record.anchor.get().sp,
         (_, sp) => sp,
     };
-    for (what, sp, counts) in
-        [("entry stack pointer", record.entry_sp.get(), true), ("stack pointer", native, saved)]
-    {
-        if !counts || !own(sp) {
-            continue;
-        }
-        if let Some(entry) = entry.filter(|&entry| sp > entry) {
-            return Err(ChainDamage::StackOrder { what, sp, entry });
-        }
-        if what == "entry stack pointer" {
-            *entry = Some(sp);
-        }
+    let entry = Some(record.entry_sp.get()).filter(|&entry| own(entry));
+    if let (Some(sp), Some(entry)) = (entry, oldest.filter(|&oldest| entry > Some(oldest))) {
+        return Err(ChainDamage::StackOrder { what: "entry stack pointer", sp, entry });
     }
-    Ok(())
+    if record.older_now().is_null() {
+        *oldest = entry; // a foreign thread's base has none
+    }
+    match entry.or(*oldest) {
+        Some(entry) if saved && own(native) && native > entry => {
+            Err(ChainDamage::StackOrder { what: "stack pointer", sp: native, entry })
+        }
+        _ => Ok(()),
+    }
 }
 
 /// How many records are between the base and `at`.

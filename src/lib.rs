@@ -105,6 +105,7 @@ mod leaf;
 mod leaks;
 mod mailbox;
 mod mutator;
+mod nesting;
 #[cfg(feature = "libffi")]
 mod occupancy;
 mod os_thread;

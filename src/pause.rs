@@ -629,6 +629,10 @@ impl<'p, V: StackScanner> Activation<'p, V> {
             older: older.filter(|older| older.kind.get() != FrameKind::ForeignThread).map(|o| o.anchor.get()),
             machine_sp: self.frame.native_sp::<V>(),
             entry_sp: self.frame.entry_sp.get(),
+            thread_stack: {
+                let stack = self.header.native_stack();
+                (stack.start, stack.end)
+            },
             registers: match V::CAPTURE {
                 // SAFETY: the record is published for as long as the pause, which outlives 'p.
                 crate::Capture::Registers => unsafe { self.frame.saved_registers() },

@@ -206,7 +206,7 @@ pub(crate) struct Header {
     pub(crate) world: *const (),
     /// The pointer this record was made with; see [`Header::whole`].
     whole: Cell<*const Header>,
-    /// The lowest stack pointer an upcall may come in with; 0 where the thread's stack is not known.
+    /// What an upcall's stack pointer is compared with on the common way in: `own_limit`, or more while an upcall of a signal handler runs.
     pub(crate) stack_limit: Cell<usize>,
     /// The record of the oldest activation, in the mutator itself: the common case touches no other memory.
     pub(crate) base: ForeignFrame,
@@ -229,6 +229,10 @@ pub(crate) struct Header {
     pub(crate) mailbox: RefCell<Option<Arc<Mailbox>>>,
     /// The thread's own stack: lowest address and base, both 0 where it is not known.
     native_stack: Cell<(usize, usize)>,
+    /// The lowest stack pointer that an upcall on the thread's own stack may come in with; 0 where that is not known.
+    pub(crate) own_limit: Cell<usize>,
+    /// Records that foreign code has left on another stack, where their calls may come back: they are used for no other call, and freed with this.
+    astray: RefCell<Vec<*const ForeignFrame>>,
     /// Slots of the world's handle table that this mutator has taken to use next. Its own thread's, while attached.
     pub(crate) free_handles: Cell<*const HandleSlot>,
     /// How many arguments that can be released early this mutator has ever declared: each has a number of its own.
@@ -267,6 +271,8 @@ impl Header {
             mailbox: RefCell::new(None),
             stack_limit: Cell::new(0),
             native_stack: Cell::new((0, 0)),
+            own_limit: Cell::new(0),
+            astray: RefCell::new(Vec::new()),
             free_handles: Cell::new(ptr::null()),
             releases: Cell::new(0),
             thread: Cell::new(ThreadTag::default()),
@@ -326,6 +332,20 @@ impl Header {
     /// The canary that is here.
     pub(crate) fn canary(&self) -> usize {
         self.checked.canary.get()
+    }
+
+    /// Takes the records that are newer than `frame` out of use: foreign code has left them, and their calls may come back all the same. For its own thread, while it is in none of
+    /// them.
+    pub(crate) fn set_astray(&self, frame: &ForeignFrame) {
+        let newer = frame.cut_newer();
+        if !newer.is_null() {
+            self.astray.borrow_mut().push(newer);
+        }
+    }
+
+    /// Says whether a call may come back that foreign code has left: the record must then be there as long as the process, and serve no other thread.
+    pub(crate) fn has_astray(&self) -> bool {
+        !self.astray.borrow().is_empty()
     }
 
     /// The newest foreign call, from `frame` on, whose crossing lies above `edge`: the one that foreign code at `edge` belongs to.
@@ -411,7 +431,8 @@ impl Header {
         let stack = crate::arch::stack_bounds().unwrap_or(0..0);
         // A reserve that a small stack cannot spare would refuse every upcall.
         let reserve = reserve.min(stack.len() / 2);
-        self.stack_limit.set(if stack.is_empty() { 0 } else { stack.start + reserve });
+        self.own_limit.set(if stack.is_empty() { 0 } else { stack.start + reserve });
+        self.stack_limit.set(self.own_limit.get());
         self.native_stack.set((stack.start, stack.end));
         self.base.kind.set(FrameKind::ForeignCall);
         self.base.site.set(None);
@@ -432,6 +453,7 @@ impl Header {
         // It made no call: every upcall lies below.
         self.base.machine_sp.set(usize::MAX);
         self.stack_limit.set(0);
+        self.own_limit.set(0);
         self.native_stack.set((0, 0));
     }
 
@@ -553,6 +575,10 @@ impl Drop for Header {
     fn drop(&mut self) {
         // SAFETY: unique access: no record is published or used.
         unsafe { self.base.free_newer() };
+        for first in self.astray.take() {
+            // SAFETY: as above; the link to it was cut when it was put here.
+            unsafe { ForeignFrame::free_chain(first) };
+        }
     }
 }
 

@@ -35,6 +35,12 @@ pub enum AttachError {
     /// This thread's thread-local destructors are running: nothing could detach it any more.
     #[error("this thread is exiting; attach before its thread-locals are destroyed")]
     ThreadExiting,
+    /// The thread runs on a stack that is not its own, and a conservative collector must know where that ends.
+    #[error(
+        "this thread runs on a stack that is not its own, a coroutine's or a signal's, and a conservative scan cannot tell where that ends; \
+         attach before the stack is switched, or give its base to `World::attach_at`"
+    )]
+    UnknownStack,
 }
 
 /// The thread asks for something that waits for a pause it holds itself.
@@ -395,6 +401,9 @@ impl Coordinator {
 
     /// Gives a record back for reuse.
     pub(crate) fn give_idle(&self, header: &Header) {
+        if header.has_astray() {
+            return; // leaked: frames on another stack may come back to it
+        }
         self.lock().idle.push(header.whole());
     }
 

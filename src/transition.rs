@@ -6,6 +6,7 @@ use crate::arch;
 use crate::chain;
 use crate::checked::CHECKED;
 use crate::faults::Faults;
+use crate::nesting::{self, Returned};
 use crate::pause::Shared;
 use crate::record::Header;
 use crate::registry::{Unreleased, Waiter, park_for_ever};
@@ -169,7 +170,7 @@ pub(crate) fn come_back<V: StackScanner>(vm: &V, header: &Header, frame: &Foreig
     }
     reached(header.world, Step::CallReturning);
     if !header.word.is_published(frame) {
-        repair_slow(vm, header, frame);
+        came_back_elsewhere(vm, header, frame);
     }
     hook(|| vm.entering_managed(crossing));
     let between = || reached(header.world, Step::CallRetracted);
@@ -234,11 +235,46 @@ fn wait_managed<V: StackScanner>(
     }
 }
 
+/// A foreign call has come back, and newer activations than its own are there still: foreign code has gone past them (I5), or stacks were switched out of order.
+#[cold]
+#[inline(never)]
+fn came_back_elsewhere<V: StackScanner>(vm: &V, header: &Header, frame: &ForeignFrame) {
+    if V::FAULTS.has(Faults::NO_REPAIR) {
+        return header.word.publish(frame, V::FAULTS);
+    }
+    let call = Site(frame.site.get());
+    match nesting::returned::<V>(header, frame) {
+        Returned::Over => repair_slow(vm, header, frame, Skipped::Over),
+        Returned::Left => repair_slow(vm, header, frame, Skipped::Left),
+        Returned::Inside => unwind::abort(format_args!(
+            "the foreign call at {call} came back inside an upcall of its own, on a stack that the upcall has resumed; \
+             let upcalls return first, or run each coroutine as a `Fiber`"
+        )),
+        Returned::Unknown => unwind::abort(format_args!(
+            "the foreign call at {call} came back, and an upcall of it on another stack has not returned; \
+             let upcalls return first, or run each coroutine as a `Fiber`"
+        )),
+        Returned::Gone => unwind::abort(format_args!(
+            "the foreign call at {call} came back after an older call of its thread had come back, which ended it; \
+             finish a coroutine before the call returns that it calls in from, or run it as a `Fiber`"
+        )),
+    }
+}
+
+/// What is known of activations that foreign code has skipped.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Skipped {
+    /// Their frames are gone.
+    Over,
+    /// Their frames may be there, on another stack, and go on some day: that must be noticed.
+    Left,
+}
+
 /// Foreign code went past upcalls without returning from them (I5): puts back what they held, and reports. Leaves `frame` published, as if they had
 /// returned.
 #[cold]
 #[inline(never)]
-pub(crate) fn repair_slow<V: StackScanner>(vm: &V, header: &Header, frame: &ForeignFrame) {
+pub(crate) fn repair_slow<V: StackScanner>(vm: &V, header: &Header, frame: &ForeignFrame, frames: Skipped) {
     if V::FAULTS.has(Faults::NO_REPAIR) {
         return header.word.publish(frame, V::FAULTS);
     }
@@ -276,10 +312,19 @@ pub(crate) fn repair_slow<V: StackScanner>(vm: &V, header: &Header, frame: &Fore
             record.kind.set(FrameKind::ForeignCall);
             record.forget_given::<V>(true);
             header.roots.release_to(record.roots_base.get());
-            // SAFETY: as above; `frame` is older, so the chain does not end before it.
-            record = unsafe { &*record.older };
+            // SAFETY: as above; or null, behind the oldest.
+            record = match unsafe { record.older.as_ref() } {
+                Some(older) => older,
+                None => unwind::abort(format_args!(
+                    "the foreign call at {} is none of its mutator's chain; the chain is damaged",
+                    Site(frame.site.get())
+                )),
+            };
         }
     });
+    if frames == Skipped::Left {
+        header.set_astray(frame);
+    }
     // A leaf call in a skipped upcall was skipped with it; the call that comes back was made in no region.
     header.checked.leave_region();
     // The records are whole again before code of the VM runs.

@@ -21,10 +21,11 @@ use crate::mutator::Mutator;
 use crate::pause::Shared;
 use crate::thread::only;
 use crate::unwind::last_resort;
-use crate::vm::{ErrorPolicy, StackScanner};
+use crate::vm::{Capture, ErrorPolicy, StackScanner};
 use arrival::Arrival;
 use core::ffi::c_void;
 use core::fmt;
+use core::hint::black_box;
 use core::marker::PhantomData;
 use core::ptr::{self, NonNull};
 use crossing::{Conduct, Exceptions, Once, cross_in, cross_in_by, throw};
@@ -179,6 +180,7 @@ unsafe fn conjure<'f, F>() -> &'f F {
     unsafe { NonNull::<F>::dangling().as_ref() }
 }
 
+// The functions that C enters by are never inlined, not even into a Rust caller: `nesting.rs` looks for a frame of their own.
 macro_rules! upcall_body {
     ($($argument:ident: $Argument:ident),*) => {
         impl<V, Body, R, $($Argument),*> sealed::Body<V, ($($Argument,)*), R> for Body
@@ -238,6 +240,7 @@ macro_rules! upcall_body {
             type UnwindDataLast = unsafe extern "C-unwind" fn($($Argument,)* *mut c_void) -> R;
 
             unsafe fn function<Fallback: Fn() -> R>() -> Self::Function {
+                #[inline(never)]
                 extern "C" fn enter<V, Body, Fallback, R, $($Argument),*>($($argument: $Argument),*) -> R
                 where
                     V: StackScanner,
@@ -254,6 +257,7 @@ macro_rules! upcall_body {
                 /// # Panics
                 ///
                 /// Never: an exception of foreign code passes, a panic ends the process.
+                #[inline(never)]
                 extern "C-unwind" fn enter<V, Body, Fallback, R, $($Argument),*>($($argument: $Argument),*) -> R
                 where
                     V: StackScanner,
@@ -270,6 +274,7 @@ macro_rules! upcall_body {
                 /// # Safety
                 ///
                 /// `data` is that of a live `UpcallClosure` of this body.
+                #[inline(never)]
                 unsafe extern "C" fn enter<V, Body, R, $($Argument),*>(data: *mut c_void, $($argument: $Argument),*) -> R
                 where
                     V: StackScanner,
@@ -286,6 +291,7 @@ macro_rules! upcall_body {
                 /// # Safety
                 ///
                 /// `data` is that of a live `UpcallClosure` of this body.
+                #[inline(never)]
                 unsafe extern "C" fn enter<V, Body, R, $($Argument),*>($($argument: $Argument,)* data: *mut c_void) -> R
                 where
                     V: StackScanner,
@@ -306,6 +312,7 @@ macro_rules! upcall_body {
                 /// # Panics
                 ///
                 /// Never: an exception of foreign code passes, a panic ends the process.
+                #[inline(never)]
                 unsafe extern "C-unwind" fn enter<V, Body, R, $($Argument),*>(data: *mut c_void, $($argument: $Argument),*) -> R
                 where
                     V: StackScanner,
@@ -326,6 +333,7 @@ macro_rules! upcall_body {
                 /// # Panics
                 ///
                 /// Never: an exception of foreign code passes, a panic ends the process.
+                #[inline(never)]
                 unsafe extern "C-unwind" fn enter<V, Body, R, $($Argument),*>($($argument: $Argument,)* data: *mut c_void) -> R
                 where
                     V: StackScanner,
@@ -369,7 +377,7 @@ where
     // SAFETY: null, or this thread's attached record of a world of `V`.
     match unsafe { only::<V>().as_ref() } {
         Some(record) => cross_in(record, conduct, &mut body, fallback),
-        None => cross_in_by(Arrival::Somewhere, arch::stack_pointer(), conduct, &mut body, fallback),
+        None => cross_in_by(Arrival::Somewhere, arch::entry_stack_pointer(), conduct, &mut body, fallback),
     }
 }
 
@@ -448,7 +456,10 @@ unsafe fn run_outlined<V: StackScanner, R>(
     mutator: &mut Mutator<V>,
 ) -> R {
     // SAFETY: promised by the caller.
-    unsafe { run(body, mutator) }
+    let body = unsafe { body.take() };
+    // What C has passed is in the body, whose old place is above the segment: a conservative scan must find it in this frame.
+    let body = if V::CAPTURE == Capture::Registers { black_box(body) } else { body };
+    body(mutator)
 }
 
 /// Makes a plain C function pointer of a function item (or of a closure that captures nothing).
@@ -641,7 +652,7 @@ impl<V: StackScanner, F, R> ClosureData<V, F, R> {
             Some(record) => cross_in(record, conduct, &mut body, self.fallback()),
             None => cross_in_by(
                 Arrival::In(&self.shared),
-                arch::stack_pointer(),
+                arch::entry_stack_pointer(),
                 conduct,
                 &mut body,
                 self.fallback(),

@@ -24,7 +24,6 @@ use crate::faults::Faults;
 use core::any::Any;
 use core::fmt;
 use core::marker::PhantomData;
-use core::ops::Range;
 use core::panic::Location;
 use core::ptr::NonNull;
 
@@ -273,6 +272,8 @@ pub struct Segment<'p> {
     pub(crate) older: Option<Anchor>,
     pub(crate) machine_sp: usize,
     pub(crate) entry_sp: usize,
+    /// The stack of the mutator's thread; empty where it is not known.
+    pub(crate) thread_stack: (usize, usize),
     pub(crate) registers: &'p [usize],
     pub(crate) depth: usize,
     pub(crate) newest: bool,
@@ -295,16 +296,10 @@ impl<'p> Segment<'p> {
     }
 
     /// The machine stack pointer at which this activation was entered; its native frames lie below (0 where the thread was
-    /// attached without a known stack base).
+    /// attached without a known stack base, or on a stack that is not its own).
     #[must_use]
     pub fn entry_sp(&self) -> usize {
         self.entry_sp
-    }
-
-    /// The addresses of the native stack that belong to this activation, for a conservative scan. Foreign frames are not in it.
-    #[must_use]
-    pub fn words(&self) -> Range<usize> {
-        self.machine_sp..self.entry_sp.max(self.machine_sp)
     }
 
     /// The callee-saved registers at the crossing, if [`Capture::Registers`] asked for them; else empty.

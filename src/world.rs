@@ -6,6 +6,7 @@ use crate::handle_table::HandleTable;
 use crate::home::set_home;
 use crate::leaks::Leaks;
 use crate::mutator::{Mutator, MutatorParts};
+use crate::nesting::stack_base;
 use crate::pause::{Shared, StoppedMutator, StoppedWorld};
 use crate::pin::{PinTable, Pinner};
 use crate::record::{Header, Ownership};
@@ -15,7 +16,7 @@ use crate::sync::FenceStrategy;
 use crate::thread::{each_on_thread, is_mine};
 use crate::timing::{Sites, Timings};
 use crate::transition::{at_safepoint, refuse_wait_in_own_pause};
-use crate::vm::{Report, StackScanner, Straggler, Wanted};
+use crate::vm::{Capture, Report, StackScanner, Straggler, Wanted};
 use core::fmt;
 use core::marker::PhantomData;
 use core::ops::{Deref, DerefMut};
@@ -91,15 +92,20 @@ impl<V: StackScanner> World<V> {
     /// Attaches this thread: registers it and makes it managed, nothing else. Waits while a pause is in force.
     ///
     /// For a conservative collector, the segment of the base activation ends at the thread's stack base where the system tells it; see
-    /// [`attach_at`](Self::attach_at) to give it.
+    /// [`attach_at`](Self::attach_at) to give it. On a coroutine's stack the unwind tables tell it, where all functions on that stack have some.
     ///
     /// # Errors
     ///
-    /// If the thread is attached already, holds a pause of this world, or is exiting; or if the world has been shut down.
+    /// If the thread is attached already, holds a pause of this world, or is exiting; if the world has been shut down; or if the VM captures
+    /// [registers](crate::Capture::Registers) for a conservative collector and the thread runs on a stack that is not its own, a coroutine's for example, and whose base nothing tells.
     #[track_caller]
     pub fn attach(&self) -> Result<Attachment<V>, AttachError> {
-        // SAFETY: the system's own word for it, or 0: an empty stack.
-        unsafe { self.attach_at(arch::stack_bounds().map_or(0, |stack| stack.end)) }
+        let stack_base = stack_base();
+        if stack_base.is_none() && V::CAPTURE == Capture::Registers && arch::TOLD {
+            return Err(AttachError::UnknownStack);
+        }
+        // SAFETY: the word of the system, or of the unwinder, for the stack that this frame is on; or 0: an empty stack.
+        unsafe { self.attach_at(stack_base.unwrap_or(0)) }
     }
 
     /// [`attach`](Self::attach), with the machine address below which this thread's managed frames will lie.

@@ -24,7 +24,7 @@ const FLOORS: &[&[&str]] = &[
     &["activation"],
     &["mailbox"],
     &["record"],
-    &["chain", "pin", "audit"],
+    &["chain", "pin", "audit", "nesting"],
     // Coordination.
     &["registry"],
     &["watch"],

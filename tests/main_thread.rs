@@ -1,6 +1,11 @@
 //! The main thread's stack, whose size is the system's choice and which grows: recursion through C ends in an error there too. A binary of its own without the test
 //! harness, which runs tests on threads that it makes.
 
+#![expect(clippy::missing_panics_doc, reason = "a test fails by panicking")]
+
+#[path = "evidence/scenarios.rs"]
+mod scenarios;
+
 use core::cell::Cell;
 use core::ffi::c_int;
 use reentry::{
@@ -42,6 +47,35 @@ fn recurse(mutator: &mut Mutator<Small>, x: c_int) -> Result<c_int, UpcallRefuse
 }
 
 fn main() {
+    exhaust_the_stack();
+    if cfg!(target_os = "linux") {
+        assert_eq!(scenarios::run_all(), 24);
+        run_again_without_a_limit();
+    }
+}
+
+/// The same where nothing limits the main thread's stack: the C library then reports that it reaches down to the next mapping, and stacks that are mapped later lie in there.
+fn run_again_without_a_limit() {
+    const UNLIMITED: &str = "REENTRY_UNLIMITED_STACK";
+    if std::env::var_os(UNLIMITED).is_some() {
+        return;
+    }
+    let this = std::env::current_exe().expect("it runs");
+    let mut again = std::process::Command::new("sh");
+    again.args(["-c", "ulimit -s unlimited || exit 9; exec \"$0\""]).arg(this).env(UNLIMITED, "1");
+    let output = again.output().expect("there is a shell");
+    if output.status.code() == Some(9) {
+        eprintln!("THE STACK COULD NOT BE MADE UNLIMITED HERE: not run again without a limit");
+        return;
+    }
+    assert!(output.status.success(), "{}: {}", output.status, String::from_utf8_lossy(&output.stderr));
+}
+
+/// Recursion through C ends in an error.
+fn exhaust_the_stack() {
+    if std::env::var_os("REENTRY_UNLIMITED_STACK").is_some() {
+        return; // it would take a gigabyte
+    }
     let world = World::new(Small);
     let mut mutator = world.attach().expect("a new world");
     let mut depths = Vec::new();

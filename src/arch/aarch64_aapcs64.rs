@@ -25,6 +25,17 @@ pub(crate) fn stack_pointer() -> usize {
     sp
 }
 
+/// Returns sp, for a function that C calls and that is not inlined.
+///
+/// A call writes nothing to the stack here, so a function without a frame would have its caller's sp. This says that x30 is overwritten: the function then has a frame that keeps it.
+#[inline(always)]
+pub(crate) fn entry_stack_pointer() -> usize {
+    let sp: usize;
+    // SAFETY: reads a register into another; touches neither memory nor flags; what it says to overwrite it leaves as it is.
+    unsafe { asm!("mov {}, sp", out(reg) sp, out("x30") _, options(nomem, nostack, preserves_flags)) };
+    sp
+}
+
 /// Writes pc, sp and x29 of the function this is inlined into.
 ///
 /// # Safety

@@ -21,6 +21,12 @@ pub(crate) fn stack_pointer() -> usize {
     core::ptr::from_ref(core::hint::black_box(&here)).addr()
 }
 
+/// Returns an address in the calling frame, or just below it.
+#[inline(always)]
+pub(crate) fn entry_stack_pointer() -> usize {
+    stack_pointer()
+}
+
 /// Writes the call site as pc and an address in the calling frame as sp; fp is 0.
 ///
 /// # Safety

@@ -27,6 +27,12 @@ pub(crate) fn stack_pointer() -> usize {
     sp
 }
 
+/// Returns rsp, for a function that C calls and that is not inlined: its return address lies between its caller's rsp and its own.
+#[inline(always)]
+pub(crate) fn entry_stack_pointer() -> usize {
+    stack_pointer()
+}
+
 /// Writes rip, rsp and rbp of the function this is inlined into.
 ///
 /// rbp is a frame pointer only in code compiled with frame pointers.

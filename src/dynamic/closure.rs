@@ -16,6 +16,8 @@
 //! A closure ends in three steps. Dropping it closes it: who comes in from now on is told. When nobody is inside any more, the body is dropped, by the last one out (`occupancy.rs`). The stub and what
 //! is needed to answer a late call go to quarantine (`quarantine.rs`), and are freed when they leave it.
 
+mod held;
+
 use super::quarantine::{self, Dropped, LateCall, Quarantine};
 use super::signature::{Prepared, Signature};
 use super::types::Kind;
@@ -28,7 +30,7 @@ use crate::thread::{Record, only_of_any_type};
 use crate::transition::hook;
 use crate::unwind;
 use crate::upcall::{ABORT, CARRY, FALLBACK, NO_POLICY, enter_dynamic};
-use crate::vm::{ErrorPolicy, Report, StackScanner};
+use crate::vm::{Capture, ErrorPolicy, Report, StackScanner};
 use crate::world::World;
 use core::cell::{Cell, UnsafeCell};
 use core::ffi::c_void;
@@ -614,6 +616,8 @@ unsafe fn free<V: StackScanner, B>(head: NonNull<Head>) {
 /// # Safety
 ///
 /// Called by libffi for a stub that `build` has prepared: `data` is that of a `Whole<V, B>`, the rest what libffi gives.
+// Not inlined, as all functions that C enters by: see `upcall.rs`.
+#[inline(never)]
 unsafe extern "C" fn enter<V, B, const POLICY: u8>(
     _: *mut ffi_cif,
     result: *mut c_void,
@@ -657,7 +661,11 @@ unsafe extern "C" fn enter<V, B, const POLICY: u8>(
         move |mutator| {
             // SAFETY: C1: this thread is inside.
             let body = unsafe { &*whole.body.get() };
-            body(mutator, invocation)?;
+            if V::CAPTURE == Capture::Registers {
+                invocation.held(|| body(mutator, invocation))?;
+            } else {
+                body(mutator, invocation)?;
+            }
             if !invocation.returned.get() && whole.head.result != Kind::Void {
                 whole.head.panic_without_result();
             }

@@ -5,12 +5,12 @@
 //!
 //! # Foreign code that jumps
 //!
-//! `longjmp`, or an exception between foreign frames, can leave an upcall without returning from it. The next crossing finds out by the stack pointer: native stacks grow downwards, so an upcall
-//! comes in below the crossing of the foreign call it belongs to. One that does not shows that the newer crossings are gone: they are released in order (I5), and the
-//! upcall belongs to the call above.
+//! `longjmp`, or an exception between foreign frames, can leave an upcall without returning from it. The next crossing finds out. Native stacks grow downwards, so an upcall comes in below
+//! the crossing of the foreign call that it belongs to. One that comes in above is off the common way: C has jumped, or it runs on another stack. `nesting.rs` looks for evidence. If the newer
+//! crossings are gone they are released in order (I5), and the upcall belongs to the call above. If nothing tells, nothing is released.
 //!
 //! ```text
-//!   foreign call 0   sp 0x9000  <-- the upcall belongs to this call: it is the newest that lies above
+//!   foreign call 0   sp 0x9000  <-- the upcall belongs to this call
 //!     C, setjmp
 //!                       ...     <-- an upcall comes in here, from the C function that called setjmp
 //!     upcall         sp 0x8e00      skipped
@@ -19,23 +19,25 @@
 //! ```
 //!
 //! An upcall that comes in below the skipped crossing, since C has gone deeper meanwhile or its own frame and stack arguments are larger than the skipped frames, shows
-//! nothing. It counts as one of the skipped call until C comes back (`guide::jumps`). The other error, to release a call that is not over, cannot happen: C that was called
-//! from below a crossing has its stack pointer below.
+//! nothing. It counts as one of the skipped call until C comes back (`guide::jumps`).
 
 use super::crossing::{carry, go_in, vm_of};
 use crate::activation::{ForeignFrame, Upcalls};
-use crate::arch;
+use crate::arch::{self, SignalStack};
 use crate::control::{MachineState, Saved};
 use crate::faults::Faults;
 use crate::home::{Adopter, home};
+use crate::nesting::{self, Arrived};
 use crate::pause::Shared;
 use crate::record::Ownership;
 use crate::registry::{Ask, AttachError, Unreleased};
 use crate::state::{Event, State};
 use crate::thread::{Innermost, Record, innermost, keep_world};
-use crate::transition::{describe, hook, repair_slow, wait_to_come_in};
+use crate::transition::{Skipped, describe, hook, repair_slow, wait_to_come_in};
 use crate::unwind;
-use crate::vm::{Crossing, ErrorPolicy, FrameKind, Report, Site, StackScanner, UpcallRefused, Wanted};
+use crate::vm::{
+    Capture, Crossing, ErrorPolicy, FrameKind, Report, Site, StackScanner, UpcallRefused, Wanted,
+};
 use core::any::type_name;
 use std::sync::Arc;
 
@@ -97,6 +99,16 @@ pub(super) fn arrive<V: StackScanner>(
     }
 }
 
+/// How much is left of the stack that an upcall comes in on.
+enum Room {
+    /// As much as is kept in reserve, as far as it is known.
+    Enough,
+    /// The same on the thread's signal stack, for stack pointers from this one up.
+    OnSignalStack(usize),
+    /// Less: so many bytes.
+    Exhausted { left: usize, reserve: usize },
+}
+
 impl<V: StackScanner> Arriving<'_, V> {
     fn somewhere(self) {
         match innermost::<V>(self.sp) {
@@ -150,7 +162,8 @@ impl<V: StackScanner> Arriving<'_, V> {
             // By the handler of a signal, while this upcall was on its way to attach.
             Err(AttachError::AlreadyAttached) => return self.in_world(shared),
             Err(AttachError::PauseHeldHere) if arch::is_below_exit() => Report::UpcallAtProcessExit,
-            Err(error @ AttachError::PauseHeldHere) => {
+            // `UnknownStack` is an error of attaching managed: here nothing managed lies on the stack yet.
+            Err(error @ (AttachError::PauseHeldHere | AttachError::UnknownStack)) => {
                 unwind::abort(format_args!("a foreign thread calls in: {error}"))
             }
         };
@@ -162,52 +175,76 @@ impl<V: StackScanner> Arriving<'_, V> {
         let Some(saved) = header.word.published() else { return self.managed_already(record) };
         // SAFETY: the word of an attached mutator holds a live record.
         let saved = unsafe { saved.as_ref() };
-        let (stack, limit, crossing) =
-            (header.native_stack(), header.stack_limit.get(), saved.native_sp::<V>());
-        // On a stack that is not the thread's own there is nothing to compare with.
-        if stack.contains(&self.sp) {
-            if self.sp < limit && !V::FAULTS.has(Faults::NO_STACK_CHECK) {
-                let (left, reserve) = (self.sp - stack.start, limit - stack.start);
+        let room =
+            if V::FAULTS.has(Faults::NO_STACK_CHECK) { Room::Enough } else { self.room(record, saved) };
+        let limit = match room {
+            Room::Enough => None,
+            Room::OnSignalStack(limit) => Some(header.stack_limit.replace(header.own_limit.get().max(limit))),
+            Room::Exhausted { left, reserve } => {
                 let refused = UpcallRefused::StackExhausted { left, reserve, call_site: saved.site.get() };
                 return self.refuse(record, saved, refused);
             }
-            if self.sp >= crossing && stack.contains(&crossing) && !V::FAULTS.has(Faults::NO_SKIP_CHECK) {
-                let Some(call) = header.call_above::<V>(saved.older, self.edge()) else {
-                    return refuse_managed::<V>(record);
-                };
-                repair_slow(vm_of::<V>(record), header, call);
-                return self.from(record, call);
+        };
+        // If C jumps out of the handler, the next upcall that does not come in by the common way puts it back.
+        let _limit = scopeguard::guard(limit, |limit| {
+            if let Some(limit) = limit {
+                header.stack_limit.set(limit);
             }
+        });
+        if self.sp < saved.native_sp::<V>() || V::FAULTS.has(Faults::NO_SKIP_CHECK) {
+            return self.from(record, saved);
         }
-        self.from(record, saved);
+        match nesting::arrived::<V>(header, self.sp) {
+            Arrived::InNewest => self.from(record, saved),
+            Arrived::In(call) => {
+                repair_slow(vm_of::<V>(record), header, call, Skipped::Over);
+                self.from(record, call);
+            }
+            // What was jumped over, if it was, is found when C comes back; a scan of native frames cannot wait for that.
+            Arrived::Unknown if V::CAPTURE == Capture::Nothing => self.from(record, saved),
+            Arrived::Unknown => abort_unknown::<V>(record, saved),
+        }
+    }
+
+    /// Looks how much is left of the stack that the upcall comes in on.
+    fn room(&self, record: &Record<V>, saved: &ForeignFrame) -> Room {
+        let header = &record.header;
+        let (sp, stack, limit) = (self.sp, header.native_stack(), header.own_limit.get());
+        let on_own = stack.contains(&sp);
+        // The common place, or a signal stack in a newer frame: not worth a system call.
+        if on_own && (limit..saved.native_sp::<V>()).contains(&sp) && header.stack_limit.get() == limit {
+            return Room::Enough;
+        }
+        if let Some(SignalStack { bounds, .. }) = arch::signal_stack()
+            && bounds.contains(&sp)
+        {
+            // SAFETY: `world` points to the `Shared<V>` whose record this is, which outlives it.
+            let reserve = unsafe { &*header.world.cast::<Shared<V>>() }.stack_reserve;
+            // A reserve that a small stack cannot spare would refuse every upcall.
+            let (left, reserve) = (sp - bounds.start, reserve.min(bounds.len() / 2));
+            return if left < reserve {
+                Room::Exhausted { left, reserve }
+            } else {
+                Room::OnSignalStack(bounds.start + reserve)
+            };
+        }
+        header.stack_limit.set(limit);
+        if on_own && sp < limit {
+            return Room::Exhausted { left: sp - stack.start, reserve: limit - stack.start };
+        }
+        Room::Enough
     }
 
     /// The mutator is managed: foreign code has skipped the running activation, or an upcall function was called where it must not be.
     fn managed_already(self, record: &Record<V>) {
         let header = &record.header;
-        // SAFETY: the word of an attached mutator holds a live record.
-        let running = unsafe { &*header.word.record() };
-        let (stack, entry) = (header.native_stack(), running.entry_sp.get());
-        if running.depth > 0
-            && stack.contains(&self.sp)
-            && stack.contains(&entry)
-            && !V::FAULTS.has(Faults::NO_SKIP_CHECK)
+        if !V::FAULTS.has(Faults::NO_SKIP_CHECK)
+            && let Arrived::In(call) = nesting::arrived::<V>(header, self.sp)
         {
-            // What the running activation calls lies below where it was entered; what called it lies above.
-            let edge = self.edge();
-            if edge > entry
-                && let Some(call) = header.call_above::<V>(running.older, edge)
-            {
-                repair_slow(vm_of::<V>(record), header, call);
-                return self.from(record, call);
-            }
+            repair_slow(vm_of::<V>(record), header, call, Skipped::Over);
+            return self.from(record, call);
         }
         refuse_managed::<V>(record);
-    }
-
-    /// Where the frame of whoever called the upcall function ends.
-    fn edge(&self) -> usize {
-        arch::caller_sp(self.sp).unwrap_or(self.sp)
     }
 
     /// From the foreign call whose record is `saved`, on that call's terms.
@@ -321,6 +358,21 @@ fn refuse_managed<V: StackScanner>(record: &Record<V>) {
         abort_managed::<V>(record);
     }
     hook(|| vm_of::<V>(record).report(&Report::UpcallAtProcessExit));
+}
+
+/// Nothing tells whether foreign code has jumped, and a scanner would walk the frames that it may have jumped over.
+#[cold]
+#[inline(never)]
+fn abort_unknown<V: StackScanner>(record: &Record<V>, saved: &ForeignFrame) -> ! {
+    // SAFETY: null, or a live record of this mutator.
+    let older = unsafe { saved.older.as_ref() };
+    unwind::abort(format_args!(
+        "mutator {} cannot receive an upcall: nothing tells whether it is one of the foreign call at {}, or whether C has jumped past that call to the one at {}; \
+         compile the C code with unwind tables (`-fasynchronous-unwind-tables`)",
+        record.header.id.get(),
+        Site(saved.site.get()),
+        Site(older.and_then(|older| older.site.get()))
+    ))
 }
 
 #[cold]

@@ -62,7 +62,7 @@ pub(super) fn cross_in<V: StackScanner, R>(
     fallback: impl Fn() -> R,
 ) -> R {
     let header = &record.header;
-    let sp = arch::stack_pointer();
+    let sp = arch::entry_stack_pointer();
     let Some(saved) = header.word.published() else {
         return cross_in_by(Arrival::On(record), sp, conduct, body, fallback);
     };

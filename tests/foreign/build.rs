@@ -8,7 +8,7 @@ use std::fs;
 use std::path::PathBuf;
 use std::process::Stdio;
 
-const SOURCES: [&str; 12] = [
+const SOURCES: [&str; 13] = [
     "c/calls.c",
     "c/checked.c",
     "c/contexts.c",
@@ -18,6 +18,7 @@ const SOURCES: [&str; 12] = [
     "c/jumps.c",
     "c/late.c",
     "c/missing.c",
+    "c/nest.c",
     "c/signals.c",
     "c/threads.c",
     // The example's own.
@@ -48,6 +49,18 @@ fn main() {
         c.define("WITHOUT_LIBUV", None);
     }
     c.std("c11").opt_level(2).warnings(true).extra_warnings(true).compile("reentry_foreign");
+    // Once more without unwind tables, as some libraries are.
+    cc::Build::new()
+        .file("c/nest.c")
+        .define("BARE", None)
+        .flag("-fno-asynchronous-unwind-tables")
+        .flag("-fno-unwind-tables")
+        .flag("-fno-exceptions")
+        .std("c11")
+        .opt_level(2)
+        .warnings(true)
+        .extra_warnings(true)
+        .compile("reentry_foreign_bare");
     if cpp {
         cc::Build::new()
             .cpp(true)

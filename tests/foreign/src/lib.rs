@@ -303,6 +303,71 @@ foreign! {
     fn foreign_call_back_on_context(callback: Callback, x: c_int, bytes: usize, bounds: *mut usize) -> c_int;
 }
 
+/// C that calls back on stacks of its own, and jumps: `tests/foreign/c/nest.c`.
+#[derive(Clone, Copy, Debug)]
+pub struct Nest {
+    /// Whether it was compiled without unwind tables.
+    pub bare: bool,
+    /// `callback(x, data)`, with a stack in C's frame for `on_stack`; for signal handlers if the first argument is not 0.
+    pub with_stack_in_frame: unsafe extern "C" fn(c_int, DataCallback, c_int, *mut c_void) -> c_int,
+    /// The same with a stack that the system maps.
+    pub with_stack_on_heap: unsafe extern "C" fn(c_int, DataCallback, c_int, *mut c_void) -> c_int,
+    /// `callback(x, data)` on that stack: in a coroutine, or in a signal handler.
+    pub on_stack: unsafe extern "C" fn(DataCallback, c_int, *mut c_void) -> c_int,
+    /// The first callback with a point to jump to, and the second, if there is one, after the jump: its result, or -1; -2 if there was no jump.
+    pub land_twice:
+        unsafe extern "C" fn(c_int, DataCallback, Option<DataCallback>, c_int, *mut c_void) -> c_int,
+    /// Jumps to the point.
+    pub jump_to: unsafe extern "C" fn(c_int) -> !,
+}
+
+macro_rules! nest {
+    ($NAME:ident, $bare:literal, $in_frame:ident, $on_heap:ident, $on_stack:ident, $land_twice:ident, $jump_to:ident) => {
+        foreign! {
+            /// See [`Nest`].
+            fn $in_frame(signals: c_int, call: DataCallback, x: c_int, data: *mut c_void) -> c_int;
+            /// See [`Nest`].
+            fn $on_heap(signals: c_int, call: DataCallback, x: c_int, data: *mut c_void) -> c_int;
+            /// See [`Nest`].
+            fn $on_stack(call: DataCallback, x: c_int, data: *mut c_void) -> c_int;
+            /// See [`Nest`].
+            fn $land_twice(point: c_int, first: DataCallback, next: Option<DataCallback>, x: c_int, data: *mut c_void) -> c_int;
+            /// See [`Nest`].
+            fn $jump_to(point: c_int) -> !;
+        }
+        const $NAME: Nest = Nest {
+            bare: $bare,
+            with_stack_in_frame: $in_frame,
+            with_stack_on_heap: $on_heap,
+            on_stack: $on_stack,
+            land_twice: $land_twice,
+            jump_to: $jump_to,
+        };
+    };
+}
+
+nest!(
+    WITH_TABLES,
+    false,
+    foreign_with_stack_in_frame,
+    foreign_with_stack_on_heap,
+    foreign_on_stack,
+    foreign_land_twice,
+    foreign_jump_to
+);
+nest!(
+    BARE,
+    true,
+    foreign_bare_with_stack_in_frame,
+    foreign_bare_with_stack_on_heap,
+    foreign_bare_on_stack,
+    foreign_bare_land_twice,
+    foreign_bare_jump_to
+);
+
+/// As C is compiled on this system, and without unwind tables.
+pub const NESTS: [Nest; 2] = [WITH_TABLES, BARE];
+
 macro_rules! foreign_unwinding {
     ($($(#[$meta:meta])* fn $name:ident($($argument:ident: $ty:ty),*) $(-> $result:ty)?;)*) => {
         unsafe extern "C-unwind" {
