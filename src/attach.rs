@@ -3,6 +3,7 @@
 use crate::control::SignalsBlocked;
 use crate::exit::{ThreadExiting, arm};
 use crate::pause::Shared;
+use crate::process;
 use crate::record::{FiberState, Header, Leave, MutatorRecord, Ownership};
 use crate::registry::{Ask, AttachError};
 use crate::state::{Event, State};
@@ -68,6 +69,9 @@ impl<V: StackScanner> Shared<V> {
     ) -> Result<&Record<V>, AttachError> {
         if !self.current().is_null() {
             return Err(AttachError::AlreadyAttached);
+        }
+        if !self.coordinator.is_of_this_process() {
+            return Err(AttachError::Forked);
         }
         if ownership == Ownership::Thread {
             self.coordinator.admit_foreign_thread(ask)?;
@@ -171,6 +175,9 @@ impl<V: StackScanner> Shared<V> {
     ///
     /// The world is shut down.
     pub(crate) fn attach_fiber(&self, fiber: &Arc<FiberState>) -> Result<&Record<V>, AttachError> {
+        if !self.coordinator.is_of_this_process() {
+            return Err(AttachError::Forked);
+        }
         let local = self.vm.attach();
         let header = self.coordinator.take_idle().unwrap_or_else(|| self.new_record());
         // SAFETY: an idle or new record of this world; nobody else has it.
@@ -231,6 +238,9 @@ impl<V: StackScanner> Shared<V> {
     ) -> Result<(), &'static str> {
         if header.is_reporting() {
             return Err("it waits, and this is in the report of that; detach when the report has returned");
+        }
+        if !self.coordinator.is_of_this_process() {
+            return Err(process::FORKED);
         }
         if header.ownership.get() == Ownership::Attachment {
             self.leave_last(header)?;

@@ -236,11 +236,10 @@ impl Auditor {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Runs `f` while nobody else uses the audit: for a fork.
-    #[cfg(all(unix, not(loom)))]
-    pub(crate) fn held<R>(&self, f: impl FnOnce() -> R) -> R {
-        let _state = self.state();
-        f()
+    /// Nobody else uses the audit until the result is dropped: for a fork.
+    #[cfg(all(unix, not(loom), not(miri)))]
+    pub(crate) fn held(&self) -> impl Sized + '_ {
+        self.state()
     }
 
     /// Begins a collection, unless one has begun in this pause.

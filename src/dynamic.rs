@@ -67,8 +67,12 @@ pub use signature::Signature;
 pub use types::{Field, Pointee, Scalar, Struct, Target, Type, TypeError};
 pub use value::{Value, ValueError};
 
-/// Runs `f` while no other thread is in the midst of changing what all closures and signatures of the process share: its locks are held.
-#[cfg(all(unix, not(loom)))]
-pub(crate) fn with_shared_held<R>(f: impl FnOnce() -> R) -> R {
-    closure::with_closures_held(|| quarantine::with_quarantine_held(|| signature::with_cache_held(f)))
+/// No other thread is in the midst of changing what all closures and signatures of the process share,
+/// until the result is dropped.
+#[cfg(all(unix, not(loom), not(miri)))]
+pub(crate) fn shared_held() -> impl Sized {
+    // A tuple's parts are dropped in order: the lock that was taken first is given back last.
+    let closures = closure::closures_held();
+    let quarantine = quarantine::quarantine_held();
+    (signature::cache_held(), quarantine, closures)
 }

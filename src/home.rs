@@ -2,9 +2,11 @@
 
 use crate::control::SignalsBlocked;
 use crate::pause::Shared;
+use crate::process;
 use crate::vm::StackScanner;
 use core::any::{Any, TypeId};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use core::time::Duration;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError, Weak};
 
 type Home = (TypeId, Weak<dyn Any + Send + Sync>);
 
@@ -14,8 +16,24 @@ static HOMES: Mutex<Vec<Home>> = Mutex::new(Vec::new());
 fn with<T>(f: impl FnOnce(&mut Vec<Home>) -> T) -> T {
     // On a thread that is foreign or unknown: the handler of a signal that makes an upcall must not find the list locked by this thread.
     let _blocked = SignalsBlocked::new();
-    // Each critical section leaves the list whole where it can unwind.
-    f(&mut HOMES.lock().unwrap_or_else(PoisonError::into_inner))
+    f(&mut lock())
+}
+
+/// Each critical section leaves the list whole where it can unwind.
+fn lock() -> MutexGuard<'static, Vec<Home>> {
+    if process::number() != 0 {
+        // A copy that nobody prepared: the lock may be one that nobody gives back. Who has it in this
+        // process has it for a moment.
+        for _ in 0..1000 {
+            match HOMES.try_lock() {
+                Ok(homes) => return homes,
+                Err(TryLockError::Poisoned(poisoned)) => return poisoned.into_inner(),
+                Err(TryLockError::WouldBlock) => std::thread::sleep(Duration::from_millis(1)),
+            }
+        }
+        process::abort_copy(format_args!("the list of worlds that adopt foreign threads was in use"));
+    }
+    HOMES.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Who adopts foreign threads for one type of VM.
@@ -51,7 +69,10 @@ pub(crate) fn set_home<V: StackScanner>(shared: &Arc<Shared<V>>) {
     });
 }
 
-/// Runs `f` while no other thread changes the list.
-pub(crate) fn with_homes_held<R>(f: impl FnOnce() -> R) -> R {
-    with(|_| f())
+/// No other thread changes the list until the result is dropped, and no signal is delivered to this one.
+#[cfg(all(unix, not(loom), not(miri)))]
+pub(crate) fn homes_held() -> impl Sized {
+    // A tuple's parts are dropped in order.
+    let blocked = SignalsBlocked::new();
+    (lock(), blocked)
 }

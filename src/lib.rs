@@ -80,6 +80,8 @@ mod activation;
 mod anchor;
 mod arch;
 mod arity;
+#[cfg(all(unix, not(loom), not(miri)))]
+mod atfork;
 mod attach;
 #[cfg(feature = "audit")]
 mod audit;
@@ -114,6 +116,7 @@ mod pause;
 mod pin;
 mod pointers;
 mod post;
+mod process;
 mod record;
 mod registry;
 mod root;

@@ -7,6 +7,7 @@ use crate::checked::{CHECKED, Region};
 use crate::faults::Faults;
 use crate::pause::{Shared, StoppedWorld};
 use crate::pin::{PinId, Pinner};
+use crate::process;
 use crate::record::{Header, NotedLocks};
 use crate::root_stack::EntryKind;
 use crate::state::Event;
@@ -189,6 +190,9 @@ impl<V: StackScanner> Mutator<V> {
     #[cold]
     #[inline(never)]
     fn poll_slow(&mut self, anchor: Option<Anchor>, site: &'static Location<'static>) {
+        if !self.header().coordinator().is_of_this_process() {
+            process::abort_copy(format_args!("managed code polled at {site}"));
+        }
         if self.header().word.is_stopping() {
             at_safepoint::<V, ()>(self.header(), self.frame(), Event::Poll, anchor, site, || ());
         }

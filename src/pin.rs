@@ -92,9 +92,10 @@ impl<R: Copy> PinTable<R> {
         f(&mut self.pins.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Runs `f` while no other thread changes the table.
-    pub(crate) fn held<T>(&self, f: impl FnOnce() -> T) -> T {
-        self.with(|_| f())
+    /// No other thread changes the table until the result is dropped.
+    #[cfg(all(unix, not(loom), not(miri)))]
+    pub(crate) fn held(&self) -> impl Sized + '_ {
+        self.pins.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A pause begins: until [`thaw`](Self::thaw), ending a pin takes no effect, so that the roots can be asked for twice.

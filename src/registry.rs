@@ -7,6 +7,7 @@ use crate::control::SignalsBlocked;
 use crate::faults::Faults;
 use crate::os_thread::ThreadTag;
 use crate::patience::Patience;
+use crate::process;
 use crate::record::Header;
 use crate::state::{ENDED, STOP};
 #[cfg(loom)]
@@ -14,6 +15,7 @@ use crate::sync::wait;
 use crate::sync::{Condvar, FenceStrategy, Mutex, MutexGuard, lock, thread_token};
 use crate::vm::{FrameKind, Report, Wanted};
 use core::panic::Location;
+use core::sync::atomic::{AtomicU32, Ordering};
 use core::time::Duration;
 
 /// Why a thread could not be attached.
@@ -32,8 +34,8 @@ pub enum AttachError {
     /// The world is not open to foreign threads yet.
     #[error("the world is not open to foreign threads yet; call `World::open` when the VM is ready")]
     NotOpen,
-    /// This thread's thread-local destructors are running: nothing could detach it any more.
-    #[error("this thread is exiting; attach before its thread-locals are destroyed")]
+    /// This thread's attachments have been ended by its exit: nothing could detach it any more.
+    #[error("this thread is exiting; attach before its thread-specific data is destroyed")]
     ThreadExiting,
     /// The thread runs on a stack that is not its own, and a conservative collector must know where that ends.
     #[error(
@@ -41,6 +43,9 @@ pub enum AttachError {
          attach before the stack is switched, or give its base to `World::attach_at`"
     )]
     UnknownStack,
+    /// Foreign code has forked the process the world was made in, by itself.
+    #[error("{}", process::FORKED)]
+    Forked,
 }
 
 /// The thread asks for something that waits for a pause it holds itself.
@@ -228,6 +233,8 @@ pub(crate) struct Watch {
 /// The meeting point of one world's mutators and stoppers.
 pub(crate) struct Coordinator {
     registry: Mutex<Registry>,
+    /// The process it works in: see `process.rs`. Written where that has one thread.
+    process: AtomicU32,
     /// Signalled when a pause ends.
     pub(crate) resumed: Condvar,
     /// Signalled when a mutator has published a record on a slow path.
@@ -260,6 +267,7 @@ impl Coordinator {
                 asker: None,
                 awaited: core::ptr::null(),
             }),
+            process: AtomicU32::new(process::number()),
             resumed: Condvar::new(),
             settled: Condvar::new(),
             left: Condvar::new(),
@@ -281,8 +289,23 @@ impl Coordinator {
         self.fence
     }
 
+    /// Locks. In a copy of the process that nobody prepared nobody may give the lock back: ends that.
     pub(crate) fn lock(&self) -> MutexGuard<'_, Registry> {
+        if !self.is_of_this_process() {
+            process::abort_copy(format_args!("a world was asked to stop, or about its mutators"));
+        }
         lock(&self.registry)
+    }
+
+    /// Says whether the world was made in this process, or brought into it by a prepared fork.
+    pub(crate) fn is_of_this_process(&self) -> bool {
+        self.process.load(Ordering::Relaxed) == process::number()
+    }
+
+    /// Brings the world into this process.
+    #[cfg(all(unix, not(loom), not(miri)))]
+    pub(crate) fn is_of_this_process_now(&self) {
+        self.process.store(process::number(), Ordering::Relaxed);
     }
 
     /// The patience of a wait that begins now.

@@ -125,10 +125,10 @@ impl Sites {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).entry(site).or_default().record(duration);
     }
 
-    /// Runs `f` while no other thread counts.
-    pub(crate) fn held<R>(&self, f: impl FnOnce() -> R) -> R {
-        let _held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        f()
+    /// No other thread counts until the result is dropped.
+    #[cfg(all(unix, not(loom), not(miri)))]
+    pub(crate) fn held(&self) -> impl Sized + '_ {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What was counted, longest total first.

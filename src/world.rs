@@ -675,6 +675,8 @@ impl<V: StackScanner> Drop for Attachment<V> {
             // `exit` was called inside a call of this mutator, and destroys the thread-local that this
             // attachment is in. What the frames below use stays as it is until the process is gone.
             && !arch::is_below_exit()
+            // A copy of the process that nobody prepared: nothing of it is ended.
+            && self.shared.coordinator.is_of_this_process()
         {
             panic!("reentry: mutator {} cannot detach: {reason}", self.parts.lend().id());
         }

@@ -10,14 +10,20 @@ use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use core::time::Duration;
 use reentry::testkit::{Ref, TestVm};
 use reentry::{
-    Capture, Crossing, Forked, GlobalLock, Mutator, Pinner, RootVisitor, Segment, StackScanner, Stragglers,
-    UpcallClosure, Vm, World, upcall_fn,
+    AttachError, Capture, Crossing, Forked, GlobalLock, Mutator, Pinner, RootVisitor, Segment, StackScanner,
+    Stragglers, UpcallClosure, Vm, World, upcall_fn, upcall_fn_or,
 };
 use reentry_foreign::{foreign_call_back, foreign_call_back_last, foreign_threads};
 use std::panic::catch_unwind;
 use std::sync::Mutex;
 use std::thread;
 use std::time::Instant;
+
+/// One test at a time: one world adopts the foreign threads of a type of VM.
+fn alone() -> std::sync::MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    ALONE.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
 
 /// Allocates, roots, lets a collector have its way, and looks again.
 fn work(mutator: &mut Mutator<TestVm>, x: c_int) -> c_int {
@@ -149,6 +155,7 @@ fn finish(
 
 #[test]
 fn a_child_forked_in_the_midst_of_everything_has_a_world_that_works_and_so_has_the_parent() {
+    let _alone = alone();
     // ThreadSanitizer (`.ci/tsan`) looks at the parent alone, whose threads run all the time.
     const FORKS: usize = if cfg!(tsan) { 40 } else { 200 };
     let world = World::new(TestVm::new());
@@ -302,4 +309,249 @@ fn the_child_of_a_vm_with_a_global_lock_holds_the_lock_and_others_get_it() {
         drop(mutator);
     });
     assert!(!world.vm().lock.is_held_here());
+}
+
+/// What a copy of this process, forked as a library would, writes to standard error, and how it ends. `in_child` gives its exit code. A child that hangs is killed by its alarm, and fails the test.
+fn copied(in_child: impl FnOnce() -> c_int) -> (String, c_int) {
+    let mut ends = [0; 2];
+    // SAFETY: `ends` is valid for writes. The child runs `in_child`, and ends.
+    let child = unsafe {
+        assert_eq!(libc::pipe(ends.as_mut_ptr()), 0);
+        libc::fork()
+    };
+    if child == 0 {
+        // SAFETY: descriptors of this process.
+        unsafe {
+            libc::dup2(ends[1], libc::STDERR_FILENO);
+            libc::close(ends[0]);
+            libc::close(ends[1]);
+            libc::alarm(30);
+        }
+        let code = in_child();
+        // SAFETY: nothing of the parent's is to be cleaned up here.
+        unsafe { libc::_exit(code) };
+    }
+    let mut said = String::new();
+    // SAFETY: both ends are this process's, and each is closed once.
+    unsafe { libc::close(ends[1]) };
+    // SAFETY: as above.
+    let mut reader = unsafe { <std::fs::File as std::os::fd::FromRawFd>::from_raw_fd(ends[0]) };
+    std::io::Read::read_to_string(&mut reader, &mut said).unwrap();
+    (said, status_of(child))
+}
+
+#[track_caller]
+fn exited((said, status): (String, c_int), code: c_int, says: &str) {
+    assert!(libc::WIFEXITED(status) && libc::WEXITSTATUS(status) == code, "{status:#x}: {said}");
+    assert!(said.contains(says), "{said}");
+}
+
+#[track_caller]
+fn aborted((said, status): (String, c_int), says: &[&str]) {
+    assert!(libc::WIFSIGNALED(status) && libc::WTERMSIG(status) == libc::SIGABRT, "{status:#x}: {said}");
+    assert!(says.iter().all(|says| said.contains(says)), "{said}");
+}
+
+const COPY: &str = "foreign code forked this process while it had other threads";
+
+/// The copy has one thread, and the world as it was: a pause in force that no thread will end, locks that no thread will give back.
+#[test]
+fn a_copy_that_foreign_code_forks_says_so_at_its_first_upcall_poll_pause_or_attachment_and_never_waits() {
+    let _alone = alone();
+    let world = World::new(TestVm::new());
+    world.adopt_foreign_threads();
+    let callback: reentry_foreign::Callback = upcall_fn_or(|_: &mut Mutator<TestVm>, x: c_int| x, || -1);
+    // SAFETY: the callback takes an `int` and gives one.
+    let call_back = || unsafe { foreign_call_back(callback, 5) };
+    let mut attachment = Some(world.attach().unwrap());
+    // Another thread holds the pause and the registry's lock at once, now and then.
+    static STOP: AtomicBool = AtomicBool::new(false);
+    let pausing = world.clone();
+    let pauser = thread::spawn(move || {
+        while !STOP.load(Ordering::Relaxed) {
+            pausing.pause(|_| thread::sleep(Duration::from_millis(2)));
+        }
+    });
+    {
+        for _ in 0..20 {
+            let mutator = attachment.as_mut().unwrap();
+            let upcall = mutator.foreign_call().run(|| copied(|| call_back() + 1 + call_back() + 1 + 10));
+            exited(upcall, 10, COPY);
+        }
+        // It comes back to managed code, unless a pause was in force, and may end there.
+        let me = std::process::id();
+        for round in 0..20 {
+            let mutator = attachment.as_mut().unwrap();
+            let came_back = mutator.foreign_call().run(|| copied_to_the_caller(me));
+            let Some(parent) = came_back else {
+                match round % 4 {
+                    0 => mutator.poll(),
+                    1 => mutator.pause(|_| ()),
+                    2 => {
+                        // Its attachment is left as it is.
+                        drop(attachment.take());
+                        // SAFETY: nothing of the parent's is to be cleaned up here.
+                        unsafe { libc::_exit(20) }
+                    }
+                    // SAFETY: as above.
+                    _ => unsafe { libc::_exit(20) },
+                }
+                // SAFETY: as above.
+                unsafe { libc::_exit(21) }
+            };
+            let ended = parent.end();
+            let ended_well = libc::WIFEXITED(ended.1) && libc::WEXITSTATUS(ended.1) == 20;
+            if round % 4 < 2 || !ended_well {
+                let at = if round % 4 == 0 { ["reentry: fatal", COPY] } else { ["reentry: fatal", "exec"] };
+                aborted(ended, &at);
+            }
+        }
+    }
+    drop(attachment);
+    STOP.store(true, Ordering::Relaxed);
+    pauser.join().unwrap();
+    // A thread that no mutator is attached to.
+    aborted(copied(|| world.pause(|_| 0)), &["a world was asked to stop", COPY, "Mutator::fork"]);
+    exited(copied(|| c_int::from(world.attach().err() == Some(AttachError::Forked))), 1, "");
+    exited(copied(|| call_back() + 11), 10, COPY);
+    let (said, status) = copied(|| {
+        // SAFETY: the usual effect of the signal.
+        unsafe { libc::raise(libc::SIGTERM) };
+        1
+    });
+    assert!(libc::WIFSIGNALED(status) && libc::WTERMSIG(status) == libc::SIGTERM, "{status:#x}: {said}");
+}
+
+/// A child that foreign code forked, as its parent sees it.
+struct Copied {
+    child: i32,
+    reader: std::fs::File,
+}
+
+impl Copied {
+    fn end(mut self) -> (String, c_int) {
+        let mut said = String::new();
+        std::io::Read::read_to_string(&mut self.reader, &mut said).unwrap();
+        (said, status_of(self.child))
+    }
+}
+
+/// Forks, and returns in both processes: `None` in the child.
+fn copied_to_the_caller(parent: u32) -> Option<Copied> {
+    let mut ends = [0; 2];
+    // SAFETY: `ends` is valid for writes.
+    let child = unsafe {
+        assert_eq!(libc::pipe(ends.as_mut_ptr()), 0);
+        libc::fork()
+    };
+    if std::process::id() != parent {
+        // SAFETY: descriptors of this process.
+        unsafe {
+            libc::dup2(ends[1], libc::STDERR_FILENO);
+            libc::close(ends[0]);
+            libc::close(ends[1]);
+            libc::alarm(30);
+        }
+        return None;
+    }
+    // SAFETY: as above; the reader owns its end.
+    unsafe {
+        libc::close(ends[1]);
+        Some(Copied { child, reader: std::os::fd::FromRawFd::from_raw_fd(ends[0]) })
+    }
+}
+
+/// Nothing is lost where there was one thread: so a program that becomes a daemon goes on.
+#[test]
+fn a_copy_of_a_process_of_one_thread_goes_on_as_it_was_and_so_does_a_new_world_in_any() {
+    let _alone = alone();
+    // What a process initialises once is: another thread could be doing so at the fork.
+    {
+        let world = World::new(TestVm::new());
+        let mut mutator = world.attach().unwrap();
+        // SAFETY: the callback takes an `int` and gives one.
+        assert_eq!(mutator.foreign_call().run(|| unsafe { foreign_call_back(upcall_fn(work), 5) }), 5);
+        TestVm::collect_in(&mut mutator).unwrap();
+    }
+    let (said, status) = copied(|| {
+        // This copy has one thread, and makes a world of its own.
+        let world = World::new(TestVm::new());
+        let mut mutator = world.attach().unwrap();
+        let object = world.vm().heap().alloc(&[], b"made before the fork");
+        let mut call = mutator.foreign_call();
+        let root = call.root(object);
+        let (said, status) = call.run(|| {
+            copied(|| {
+                let collected = world.pause(|stopped| stopped.vm().collect(stopped)).unwrap();
+                // SAFETY: the callback takes an `int` and gives one.
+                let given = unsafe { foreign_call_back(upcall_fn(work), 5) };
+                c_int::try_from(collected.live).unwrap() * 10 + given
+            })
+        });
+        assert!(libc::WIFEXITED(status) && libc::WEXITSTATUS(status) == 15, "{status:#x}: {said}");
+        let object = call.get(root);
+        c_int::from(world.vm().heap().bytes(object).unwrap() == b"made before the fork")
+    });
+    assert!(libc::WIFEXITED(status) && libc::WEXITSTATUS(status) == 1, "{status:#x}: {said}");
+}
+
+/// A library's handlers of `pthread_atfork` run on the thread that forks, and may wait for others.
+#[test]
+fn handlers_of_a_fork_call_in_and_make_closures_and_wait_for_threads_that_do() {
+    let _alone = alone();
+    static WORLD: Mutex<Option<World<TestVm>>> = Mutex::new(None);
+    static CALLED: AtomicUsize = AtomicUsize::new(0);
+    static BLOCKED: AtomicUsize = AtomicUsize::new(0);
+    fn note(mutator: &mut Mutator<TestVm>, x: c_int) -> c_int {
+        mutator.pause(|_| ());
+        CALLED.fetch_add(1, Ordering::Relaxed);
+        x
+    }
+    thread_local! { static MINE: core::cell::Cell<bool> = const { core::cell::Cell::new(false) }; }
+    extern "C" fn handler() {
+        if !MINE.get() {
+            return;
+        }
+        // SAFETY: the callback takes an `int` and gives one.
+        unsafe { foreign_call_back(upcall_fn(note), 1) };
+        let world = WORLD.lock().unwrap().clone().unwrap();
+        use_closures(&world, 7);
+        let closure = UpcallClosure::new(&world, note);
+        // SAFETY: the data pointer is the closure's own, and the closure lives.
+        unsafe { foreign_call_back_last(closure.data_last(), 1, closure.data()) };
+        // SAFETY: the world adopts foreign threads.
+        assert_eq!(unsafe { foreign_threads(1, 2, upcall_fn(note)) }, 1);
+        let mut blocked = core::mem::MaybeUninit::<libc::sigset_t>::uninit();
+        // SAFETY: `blocked` is valid for writes, and filled by the call.
+        let blocked = unsafe {
+            libc::pthread_sigmask(libc::SIG_SETMASK, core::ptr::null(), blocked.as_mut_ptr());
+            libc::sigismember(blocked.as_ptr(), libc::SIGALRM)
+        };
+        BLOCKED.fetch_add(usize::try_from(blocked).unwrap(), Ordering::Relaxed);
+    }
+    let world = World::new(TestVm::new());
+    world.adopt_foreign_threads();
+    *WORLD.lock().unwrap() = Some(world.clone());
+    MINE.set(true);
+    // SAFETY: functions that may be called round any fork: they do nothing on another thread.
+    assert_eq!(unsafe { libc::pthread_atfork(Some(handler), Some(handler), Some(handler)) }, 0);
+    let mut mutator = world.attach().unwrap();
+    // SAFETY: no mutator of this test holds a lock of the VM's while it is stopped or foreign.
+    match unsafe { mutator.fork() }.unwrap() {
+        Forked::Child => {
+            // SAFETY: a child that hangs is killed by this, and fails the test.
+            unsafe { libc::alarm(60) };
+            let (called, blocked) = (CALLED.load(Ordering::Relaxed), BLOCKED.load(Ordering::Relaxed));
+            let lives = mutator.pause(|stopped| stopped.mutators().count()) == 1;
+            // SAFETY: nothing of the parent's is to be cleaned up here.
+            unsafe { libc::_exit(if (called, blocked, lives) == (8, 0, true) { 9 } else { 1 }) }
+        }
+        Forked::Parent(child) => {
+            let status = status_of(child);
+            assert!(libc::WIFEXITED(status) && libc::WEXITSTATUS(status) == 9, "{status:#x}");
+        }
+    }
+    MINE.set(false);
+    *WORLD.lock().unwrap() = None;
+    assert_eq!((CALLED.load(Ordering::Relaxed), BLOCKED.load(Ordering::Relaxed)), (8, 0));
 }

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 const FLOORS: &[&[&str]] = &[
     // Facade and what needs nothing.
     &["faults", "arity", "errno", "unwind", "anchor", "leaks"],
-    &["sync", "foreign_value"],
+    &["sync", "foreign_value", "process"],
     &["checked", "steps"],
     &["os_thread", "patience"],
     &["timing", "occupancy"],
@@ -31,7 +31,7 @@ const FLOORS: &[&[&str]] = &[
     &["safepoint"],
     &["pause"],
     &["thread", "pointers"],
-    &["exit"],
+    &["exit", "atfork"],
     &["attach"],
     // The boundary.
     &["transition"],

@@ -544,10 +544,11 @@ fn with_stubs<R>(f: impl FnOnce() -> R) -> R {
     f()
 }
 
-/// Runs `f` while no other thread changes the table, or makes or frees a stub.
-#[cfg(all(unix, not(loom)))]
-pub(super) fn with_closures_held<R>(f: impl FnOnce() -> R) -> R {
-    with_raw(|_| with_stubs(f))
+/// No other thread changes the table, or makes or frees a stub, until the result is dropped.
+#[cfg(all(unix, not(loom), not(miri)))]
+pub(super) fn closures_held() -> impl Sized {
+    let raw = RAW.lock().unwrap_or_else(PoisonError::into_inner);
+    (STUBS.lock().unwrap_or_else(PoisonError::into_inner), raw)
 }
 
 /// A closure in quarantine.

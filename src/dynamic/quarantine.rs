@@ -123,8 +123,8 @@ pub(super) fn admit(inmate: Inmate) {
     drop(left);
 }
 
-/// Runs `f` while no other thread holds the lock.
-#[cfg(all(unix, not(loom)))]
-pub(super) fn with_quarantine_held<R>(f: impl FnOnce() -> R) -> R {
-    with(|_| f())
+/// No other thread holds the lock until the result is dropped.
+#[cfg(all(unix, not(loom), not(miri)))]
+pub(super) fn quarantine_held() -> impl Sized {
+    WARD.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -195,10 +195,10 @@ impl Cache {
     }
 }
 
-/// Runs `f` while no other thread uses the cache.
-#[cfg(all(unix, not(loom)))]
-pub(super) fn with_cache_held<R>(f: impl FnOnce() -> R) -> R {
-    Cache::with(|_| f())
+/// No other thread uses the cache until the result is dropped.
+#[cfg(all(unix, not(loom), not(miri)))]
+pub(super) fn cache_held() -> impl Sized {
+    CACHE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Signature {

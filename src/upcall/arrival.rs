@@ -29,6 +29,7 @@ use crate::faults::Faults;
 use crate::home::{Adopter, home};
 use crate::nesting::{self, Arrived};
 use crate::pause::Shared;
+use crate::process;
 use crate::record::Ownership;
 use crate::registry::{Ask, AttachError, Unreleased};
 use crate::state::{Event, State};
@@ -159,6 +160,7 @@ impl<V: StackScanner> Arriving<'_, V> {
             Err(AttachError::Shutdown) => Report::UpcallAfterShutdown,
             Err(AttachError::ThreadExiting) => Report::UpcallAtThreadExit,
             Err(AttachError::NotOpen) => Report::UpcallBeforeOpen,
+            Err(AttachError::Forked) => return refuse_in_copy(),
             // By the handler of a signal, while this upcall was on its way to attach.
             Err(AttachError::AlreadyAttached) => return self.in_world(shared),
             Err(AttachError::PauseHeldHere) if arch::is_below_exit() => Report::UpcallAtProcessExit,
@@ -172,6 +174,9 @@ impl<V: StackScanner> Arriving<'_, V> {
 
     fn on(self, record: &Record<V>) {
         let header = &record.header;
+        if !header.coordinator().is_of_this_process() {
+            return refuse_in_copy();
+        }
         let Some(saved) = header.word.published() else { return self.managed_already(record) };
         // SAFETY: the word of an attached mutator holds a live record.
         let saved = unsafe { saved.as_ref() };
@@ -340,6 +345,13 @@ fn abort_switched<V: StackScanner>(record: &Record<V>, saved: &ForeignFrame) -> 
         },
         Site(saved.site.get())
     ))
+}
+
+/// Refuses an upcall in a copy of the process that nobody prepared. The VM is not told: it may be half
+/// way through anything.
+#[cold]
+fn refuse_in_copy() {
+    process::say(format_args!("an upcall gave C the fallback value, since {}", process::FORKED));
 }
 
 /// Tells of an upcall that found no world whose VM could be told.
