@@ -19,7 +19,8 @@
 use crate::anchor::Anchor;
 use crate::arch;
 use crate::control::{MachineState, Saved, SignalsBlocked};
-use crate::root_stack::{Entry, EntryKind, RootMark, RootStack, word_of};
+use crate::results::{Results, UNTIL_FIRST_UPCALL};
+use crate::root_stack::{Entry, EntryKind, RootMark, RootStack};
 use crate::sync::{Cell, SiteCell, release_fence};
 use crate::unwind::Payload;
 use crate::vm::{Capture, ErrorPolicy, FrameKind, Vm};
@@ -57,7 +58,7 @@ pub(crate) struct ForeignFrame {
     /// The record an upcall uses. Null until that depth has been reached once, and while the call has terms of its own.
     newer: Cell<*const ForeignFrame>,
     /// References that upcalls of this call have handed to C: rooted until C's caller has them.
-    results: Cell<*const ResultNode>,
+    results: Results,
     /// Callee-saved registers at the crossing, if the VM captures them.
     registers: UnsafeCell<[usize; arch::SAVED_REGISTERS]>,
     /// Argument and result memory of the call, reset when it ends.
@@ -115,9 +116,6 @@ pub(crate) struct Terms {
     /// Whether something was declared that ends with the first upcall.
     pub(crate) ends_with_upcall: bool,
 }
-
-/// The number of what ends with the first upcall of its call; no other has it.
-const UNTIL_FIRST_UPCALL: u64 = u64::MAX;
 
 /// Whether a foreign call may call back.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -187,16 +185,6 @@ pub(crate) fn canary_of<T>(record: *const T) -> usize {
     (record.addr() ^ 0x5EED_CA9A_u64 as usize).rotate_left(17) ^ 0x0DD_BA11
 }
 
-struct ResultNode {
-    next: *const ResultNode,
-    kind: EntryKind,
-    word: UnsafeCell<MaybeUninit<usize>>,
-    /// The number by which an upcall can release it before the call ends; 0 if none can.
-    number: u64,
-    /// It has been released: written by its own thread while managed, and never taken back (I3). Not the facade's cell, since the arena drops nothing.
-    released: core::cell::Cell<bool>,
-}
-
 impl ForeignFrame {
     pub(crate) fn new(older: *const Self, depth: u32) -> Self {
         Self {
@@ -210,7 +198,7 @@ impl ForeignFrame {
             depth,
             older,
             newer: Cell::new(ptr::null()),
-            results: Cell::new(ptr::null()),
+            results: Results::new(),
             registers: UnsafeCell::new([0; arch::SAVED_REGISTERS]),
             arena: UnsafeCell::new(Bump::new()),
             pending: UnsafeCell::new(None),
@@ -438,26 +426,14 @@ impl ForeignFrame {
         unsafe { &*self.arena.get() }
     }
 
-    /// Keeps `value` as a root or pin of this call until it ends.
+    /// Keeps `value` as a root or pin of this call until it ends, or it is handed back.
     pub(crate) fn add_result<T: Copy>(&self, kind: EntryKind, value: T) -> *mut T {
-        self.add_releasable(kind, value, 0)
+        self.results.hand_over(kind, value, || self.arena())
     }
 
-    /// [`add_result`](Self::add_result) for what [`release_result`](Self::release_result) can end, by a number the mutator has not used before.
+    /// The same until the call ends, or [`release_result`](Self::release_result) of a number that the mutator has not used before.
     pub(crate) fn add_releasable<T: Copy>(&self, kind: EntryKind, value: T, number: u64) -> *mut T {
-        let node = ResultNode {
-            next: self.results.get(),
-            kind,
-            word: UnsafeCell::new(MaybeUninit::uninit()),
-            number,
-            released: core::cell::Cell::new(false),
-        };
-        let node = self.arena().alloc(node);
-        let word = word_of::<T>(node.word.get().cast());
-        // SAFETY: just allocated, large enough (asserted in `word_of`) and not shared yet.
-        unsafe { word.write(value) };
-        self.results.set(node);
-        word
+        self.results.declare(kind, value, number, || self.arena())
     }
 
     /// [`add_releasable`](Self::add_releasable) for what the first upcall ends.
@@ -467,14 +443,22 @@ impl ForeignFrame {
 
     /// Ends what was declared until the first upcall. For its own thread, while managed.
     pub(crate) fn end_until_first_upcall(&self) {
-        let mut node = self.results.get();
-        // SAFETY: as in `results`.
-        while let Some(result) = unsafe { node.as_ref() } {
-            if result.number == UNTIL_FIRST_UPCALL {
-                result.released.set(true);
-            }
-            node = result.next;
-        }
+        self.results.end_until_first_upcall();
+    }
+
+    /// Ends the newest hand-over of a kind whose word `is_it` knows. Says whether there was one. For its own thread, while managed.
+    pub(crate) fn hand_back(&self, kind: EntryKind, is_it: impl FnMut(*const ()) -> bool) -> bool {
+        self.results.hand_back(kind, is_it)
+    }
+
+    /// Begins a frame of hand-overs. For its own thread, while managed.
+    pub(crate) fn begin_hand_overs(&self) {
+        self.results.begin_frame(|| self.arena());
+    }
+
+    /// Ends the newest one. Says how many hand-overs have ended; `None` if there is no frame. For its own thread, while managed.
+    pub(crate) fn end_hand_overs(&self) -> Option<usize> {
+        self.results.end_frame()
     }
 
     /// Stores a panic to resume when the call returns. Gives it back if there is one already.
@@ -499,7 +483,7 @@ impl ForeignFrame {
     #[cold]
     #[inline(never)]
     pub(crate) fn finish_slow(&self) {
-        self.results.set(ptr::null());
+        self.results.clear();
         // SAFETY: the record's own thread, managed, with the call over: nobody borrows the arena. Entries in it need no drop.
         unsafe { (*self.arena.get()).reset() };
         let unclaimed = self.take_pending();
@@ -508,53 +492,24 @@ impl ForeignFrame {
     }
 
     /// Calls `visit` for each result an upcall has handed to C, and for each argument that can be released and has not been.
-    pub(crate) fn results(&self, mut visit: impl FnMut(Entry)) {
-        let mut node = self.results.get();
-        while !node.is_null() {
-            // SAFETY: nodes live in the arena, which is reset only after `results` has been cleared.
-            let result = unsafe { &*node };
-            if !result.released.get() {
-                visit(Entry::new(result.kind, result.word.get().cast()));
-            }
-            node = result.next;
-        }
+    pub(crate) fn results(&self, visit: impl FnMut(Entry)) {
+        self.results.each(visit);
     }
 
-    /// The words of arguments that have been released, or ended with the first upcall.
+    /// The words of arguments that have been released, or ended with the first upcall, and of what was handed back.
     #[cfg(feature = "audit")]
     pub(crate) fn released(&self) -> Vec<usize> {
-        let mut node = self.results.get();
-        let mut words = Vec::new();
-        // SAFETY: as in `results`.
-        while let Some(result) = unsafe { node.as_ref() } {
-            if result.released.get() {
-                words.push(result.word.get().addr());
-            }
-            node = result.next;
-        }
-        words
+        self.results.ended()
     }
 
     /// Whether the argument of this call that has a number is held still; `None` if there is none. For its own thread, while managed.
     pub(crate) fn is_held(&self, number: u64) -> Option<bool> {
-        self.find_result(number).map(|result| !result.released.get())
+        self.results.is_held(number)
     }
 
     /// Ends the argument of this call that has a number. Says whether it had not ended before; `None` if there is none. For its own thread, while managed.
     pub(crate) fn release_result(&self, number: u64) -> Option<bool> {
-        self.find_result(number).map(|result| !result.released.replace(true))
-    }
-
-    fn find_result(&self, number: u64) -> Option<&ResultNode> {
-        let mut node = self.results.get();
-        // SAFETY: as in `results`.
-        while let Some(result) = unsafe { node.as_ref() } {
-            if result.number == number {
-                return Some(result);
-            }
-            node = result.next;
-        }
-        None
+        self.results.release(number)
     }
 
     /// The callee-saved registers, for a scan.

@@ -9,7 +9,6 @@ use crate::pause::{Shared, StoppedWorld};
 use crate::pin::{PinId, Pinner};
 use crate::process;
 use crate::record::{Header, NotedLocks};
-use crate::root_stack::EntryKind;
 use crate::state::Event;
 use crate::steps::{Step, reached};
 use crate::thread::Record;
@@ -412,46 +411,6 @@ impl<V: StackScanner> Mutator<V> {
         header.relocate(self.frame().older, old, new, end, V::FAULTS)
     }
 
-    /// Roots `reference` in the foreign call this upcall runs in, until that call returns: for a reference the upcall gives to C.
-    ///
-    /// An upcall's own roots end with the upcall, before C's caller has the result. Returns the address of the slot, which C can pass on and read through; the
-    /// managed caller reads it when the call returns. Each hand-over costs a few words until then.
-    ///
-    /// # Errors
-    ///
-    /// If there is no such call, or the VM refuses the reference.
-    pub fn hand_over(&mut self, reference: V::Ref) -> Result<*mut V::Ref, HandOverError> {
-        self.hand_over_as(EntryKind::Root, ArgumentPlan::Root, reference)
-    }
-
-    /// Pins `reference` in the foreign call this upcall runs in, until that call returns: for an address the upcall gives to C.
-    ///
-    /// # Errors
-    ///
-    /// If there is no such call, or the VM cannot pin the object.
-    pub fn hand_over_pinned(&mut self, reference: V::Ref) -> Result<V::Ref, HandOverError> {
-        self.hand_over_as(EntryKind::Pin, ArgumentPlan::Pin, reference).map(|_| reference)
-    }
-
-    /// Either hand-over.
-    ///
-    /// # Errors
-    ///
-    /// As [`hand_over`](Self::hand_over).
-    fn hand_over_as(
-        &mut self,
-        kind: EntryKind,
-        plan: ArgumentPlan,
-        reference: V::Ref,
-    ) -> Result<*mut V::Ref, HandOverError> {
-        // SAFETY: null or a live record of this mutator.
-        let call = unsafe { self.frame().older.as_ref() };
-        let call = call.filter(|call| call.kind.get() == crate::FrameKind::ForeignCall);
-        let Some(call) = call else { return Err(HandOverError::NoCaller) };
-        self.vm().admit(reference, plan)?;
-        Ok(call.add_result(kind, reference))
-    }
-
     /// Pins `reference` for as long as `pinner` holds it, or until [`Pinner::unpin`] ends this pin. See [`Pinner`].
     ///
     /// # Errors
@@ -543,18 +502,4 @@ impl fmt::Debug for NotedLock {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "NotedLock({:?} at {})", self.name, self.site)
     }
-}
-
-/// Why an upcall could not hand a reference over to its caller.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum HandOverError {
-    /// The mutator is in no upcall, or in one on a foreign thread, where there is no managed caller.
-    #[error(
-        "there is no managed foreign call below this activation to hand a reference to; pin it with a `Pinner` instead"
-    )]
-    NoCaller,
-    /// The VM refuses the reference.
-    #[error(transparent)]
-    Argument(#[from] ArgumentError),
 }

@@ -268,6 +268,33 @@ fn handing_over_a_reference_allocates_nothing() {
     }
 }
 
+/// One foreign call that lasts: C calls back again and again, and gives up what it got, one by one or frame by frame.
+#[test]
+fn a_main_loop_that_hands_over_and_back_allocates_nothing() {
+    for world in worlds() {
+        let mut mutator = world.attach().unwrap();
+        let object = world.vm().heap().alloc(&[], b"one");
+        let step = UpcallClosure::new(&world, |mutator: &mut Mutator<TestVm>, _: c_int| {
+            let slot = mutator.hand_over(object).unwrap();
+            mutator.hand_over_pinned(object).unwrap();
+            mutator.hand_back(slot).unwrap();
+            mutator.hand_back_pinned(object).unwrap();
+            mutator.begin_hand_overs().unwrap();
+            for _ in 0..10 {
+                mutator.hand_over(object).unwrap();
+            }
+            mutator.end_hand_overs().unwrap() as c_int
+        });
+        let (function, data) = (step.data_last(), step.data());
+        mutator.foreign_call().run(|| {
+            assert_no_allocation(UPCALLS as usize, || {
+                // SAFETY: the data is the closure's.
+                assert_eq!(unsafe { foreign_call_back_last(function, 0, data) }, 10);
+            });
+        });
+    }
+}
+
 /// Handles of every kind, and locals: the slots of a table are used again, as are the chunks of locals.
 #[test]
 fn making_reading_and_releasing_handles_allocates_nothing() {

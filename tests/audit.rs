@@ -746,6 +746,35 @@ fn arguments_that_end_early_and_references_handed_over_are_no_findings() {
     assert_eq!(log.collections, 10);
 }
 
+/// A slot that was handed back is another reference's later, in the same crossing.
+#[test]
+fn slots_that_are_handed_back_and_used_again_are_no_findings() {
+    let world =
+        TestVm::builder(Program::new(Vec::new()).unwrap()).build_world_with(World::builder().audit(audit()));
+    let mut mutator = world.attach().unwrap();
+    let slots = std::sync::Mutex::new(Vec::<usize>::new());
+    let callback = UpcallClosure::new(&world, |mutator: &mut Mutator<TestVm>, _: c_int| {
+        let handed = mutator.vm().heap().alloc(&[], b"handed");
+        let slot = mutator.hand_over(handed).unwrap();
+        TestVm::collect_in(mutator).unwrap();
+        mutator.hand_back(slot).unwrap();
+        TestVm::collect_in(mutator).unwrap();
+        slots.lock().unwrap().push(slot.addr());
+        0
+    });
+    let collect = || world.pause(|stopped| world.vm().collect(stopped)).unwrap();
+    mutator.foreign_call().run(|| {
+        for _ in 0..4 {
+            // SAFETY: the closure outlives the call, and the data is its own.
+            unsafe { foreign_call_back_last_and_go_on(callback.data_last(), 0, callback.data()) };
+            collect();
+        }
+    });
+    let slots = slots.lock().unwrap();
+    assert!(slots.iter().all(|slot| *slot == slots[0]), "one slot, again and again: {slots:x?}");
+    assert_silent(&world.audit().unwrap());
+}
+
 /// One call site, one frame: slots live in one turn of the loop and dead in the next.
 #[test]
 fn slots_of_different_crossings_at_one_call_site_are_not_compared() {

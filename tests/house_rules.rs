@@ -20,6 +20,7 @@ const FLOORS: &[&[&str]] = &[
     &["arch"],
     &["control"],
     &["root_stack"],
+    &["results"],
     &["handle_table"],
     &["activation"],
     &["mailbox"],
@@ -36,7 +37,7 @@ const FLOORS: &[&[&str]] = &[
     // The boundary.
     &["transition"],
     &["mutator"],
-    &["scope"],
+    &["scope", "hand_over"],
     &["handshake"],
     &["post"],
     &["root"],

@@ -18,6 +18,7 @@ mod fibers;
 mod foreign_threads;
 mod found_by_fuzzing;
 mod founding;
+mod hand_overs;
 mod handles;
 mod handshakes;
 mod hooks;
