@@ -1,5 +1,6 @@
 //! Attaching and detaching: a thread of the VM's own, a foreign one, a fiber.
 
+use crate::arch;
 use crate::control::SignalsBlocked;
 use crate::exit::{ThreadExiting, arm};
 use crate::pause::Shared;
@@ -55,6 +56,25 @@ type Entered<'a, V> = ScopeGuard<&'a V, fn(&'a V)>;
 /// Why a thread cannot be detached that is to wait for itself.
 const PAUSE_HELD_HERE: &str = "this thread holds a pause of the world; end the pause first";
 
+/// The bytes of stack that attaching needs: its own frames and the system's, in a debug build, with room for a `Vm::attach` of the usual kind.
+const NEEDED: usize = 16 * 1024;
+
+/// Refuses a thread that would overflow its stack while it is attached.
+///
+/// With signals blocked: the system takes a lock of its own to tell the bounds of the stack, and a handler of this thread may ask for them too.
+///
+/// # Errors
+///
+/// [`AttachError::StackTooSmall`].
+fn look_at_stack() -> Result<(), AttachError> {
+    let (stack, sp) = (arch::stack_bounds().unwrap_or(0..0), arch::stack_pointer());
+    // On a stack that is not the thread's own nothing is known.
+    if stack.contains(&sp) && sp - stack.start < NEEDED {
+        return Err(AttachError::StackTooSmall { left: sp - stack.start, needed: NEEDED });
+    }
+    Ok(())
+}
+
 impl<V: StackScanner> Shared<V> {
     /// Attaches the calling thread. On return it is managed if `ownership` is an attachment's, foreign if it is the thread's own.
     ///
@@ -78,6 +98,7 @@ impl<V: StackScanner> Shared<V> {
         }
         // A handler that makes an upcall finds this thread attached or not, and no lock held by it.
         let blocked = SignalsBlocked::new();
+        look_at_stack()?;
         // First: whatever fails after this leaves nothing attached.
         arm().map_err(|ThreadExiting| AttachError::ThreadExiting)?;
         let local = self.vm.attach();

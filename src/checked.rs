@@ -90,13 +90,22 @@ impl RegionCell {
 /// What checked mode keeps for each mutator. Its own thread's, but for the canary, which is written before the mutator is shared, and for the region, which any thread may read.
 pub(crate) struct Checked {
     region: RegionCell,
+    /// How many crossings and polls stress mode has looked at.
+    points: Cell<u64>,
+    /// Stress mode is doing its work on this thread.
+    stressed: Cell<bool>,
     /// The last word of the mutator's record: see `chain.rs`.
     pub(crate) canary: Cell<usize>,
 }
 
 impl Checked {
     pub(crate) fn new() -> Self {
-        Self { region: RegionCell(AtomicPtr::new(ptr::null_mut())), canary: Cell::new(0) }
+        Self {
+            region: RegionCell(AtomicPtr::new(ptr::null_mut())),
+            points: Cell::new(0),
+            stressed: Cell::new(false),
+            canary: Cell::new(0),
+        }
     }
 
     /// The innermost region that is running. Always `None` in a build that does not check. For any thread.
@@ -111,6 +120,28 @@ impl Checked {
             Some(Region::Leaf(site)) if !CHECKED => Some(site),
             _ => None,
         }
+    }
+
+    /// Begins to count the points of a mutator.
+    pub(crate) fn begin_points(&self) {
+        self.points.set(0);
+    }
+
+    /// Numbers a crossing or a poll.
+    pub(crate) fn next_point(&self) -> u64 {
+        self.points.replace(self.points.get() + 1)
+    }
+
+    /// Says whether stress mode is doing its work on this thread.
+    pub(crate) fn is_stressed(&self) -> bool {
+        self.stressed.get()
+    }
+
+    /// Does stress mode's work.
+    pub(crate) fn stressed(&self, work: impl FnOnce()) {
+        self.stressed.set(true);
+        let _over = scopeguard::guard((), |()| self.stressed.set(false));
+        work();
     }
 
     /// Forgets the region: foreign code has skipped its frames, or the thread is another.

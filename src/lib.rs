@@ -133,6 +133,7 @@ mod state;
     allow(dead_code, unreachable_pub, reason = "public with the feature, and of use to nobody without it")
 )]
 mod steps;
+mod stress;
 mod sync;
 mod thread;
 mod timing;
@@ -185,6 +186,7 @@ pub use sample::{Busy, Sample, SampledActivation, sample_thread};
 pub use scope::{Local, Scope};
 pub use signals::can_call_in;
 pub use state::State;
+pub use stress::{Stress, StressWork};
 pub use sync::FenceStrategy;
 pub use timing::{Histogram, Timings};
 pub use unwind::Thrown;
@@ -192,9 +194,9 @@ pub use upcall::{
     Aborting, FallbackOnly, Throwing, UpcallBody, UpcallClosure, upcall_fn, upcall_fn_or, upcall_fn_unwind,
 };
 pub use vm::{
-    ArgumentError, ArgumentPlan, Capture, Crossing, ErrorPolicy, FrameKind, Group, Holder, PauseInForce,
-    PauseWait, Report, Residence, RootVisitor, Segment, Slot, StackScanner, StopWait, Straggler, UpcallError,
-    UpcallRefused, Vm, Waiting, Wanted,
+    ArgumentError, ArgumentPlan, Capture, Crossing, ErrorPolicy, ExceptionText, FrameKind, Group, Holder,
+    PauseInForce, PauseWait, Report, Residence, RootVisitor, Segment, Slot, StackScanner, StopWait,
+    Straggler, UpcallError, UpcallOrigin, UpcallRefused, Vm, Waiting, Wanted,
 };
 #[cfg(feature = "audit")]
 pub use vm::{Fault, Finding, FoundIn, FoundSlot, Sighting};

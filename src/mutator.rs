@@ -162,6 +162,7 @@ impl<V: StackScanner> Mutator<V> {
     pub fn poll(&mut self) {
         if CHECKED {
             check_event(self.header(), self.frame(), Event::Poll, Location::caller());
+            self.stress_poll(None, Location::caller());
         }
         reached(self.header().world, Step::Polling);
         if !self.header().word.is_clear() {
@@ -179,10 +180,22 @@ impl<V: StackScanner> Mutator<V> {
     pub fn poll_at(&mut self, anchor: Anchor) {
         if CHECKED {
             check_event(self.header(), self.frame(), Event::Poll, Location::caller());
+            self.stress_poll(Some(anchor), Location::caller());
         }
         reached(self.header().world, Step::Polling);
         if !self.header().word.is_clear() {
             self.poll_slow(Some(anchor), Location::caller());
+        }
+    }
+
+    /// Stress mode, at a poll.
+    #[cold]
+    #[inline(never)]
+    fn stress_poll(&mut self, anchor: Option<Anchor>, site: &'static Location<'static>) {
+        if self.shared().is_stressed_here(self.header()) {
+            at_safepoint::<V, ()>(self.header(), self.frame(), Event::Poll, anchor, site, || {
+                self.shared().do_stress(self.header(), site);
+            });
         }
     }
 

@@ -8,6 +8,9 @@
 
 #[cfg(feature = "audit")]
 mod audited;
+mod stressed;
+
+pub(crate) use stressed::{Stressing, Work};
 
 use crate::activation::ForeignFrame;
 use crate::anchor::Anchor;
@@ -27,7 +30,7 @@ use crate::state::STOP;
 use crate::steps::{Step, reached, waits};
 use crate::sync::{relax, thread_token};
 use crate::timing::Sites;
-use crate::vm::{ArgumentPlan, FrameKind, Report, RootVisitor, Segment, Slot, StackScanner, Vm, Wanted};
+use crate::vm::{ArgumentPlan, FrameKind, Report, RootVisitor, Segment, Slot, StackScanner, Wanted};
 use crate::{RelocationError, StackEnd};
 use core::cell::Cell;
 use core::fmt;
@@ -42,7 +45,7 @@ use std::time::Instant;
 
 /// What the mutators, stoppers and handles of one world share.
 #[repr(C)]
-pub(crate) struct Shared<V: Vm> {
+pub(crate) struct Shared<V: StackScanner> {
     /// First, so that a type-erased pointer to a world is one to its coordinator.
     pub(crate) coordinator: Coordinator,
     pub(crate) vm: V,
@@ -59,12 +62,14 @@ pub(crate) struct Shared<V: Vm> {
     pub(crate) in_foreign: Sites,
     /// How long mutators took to stop, by the site where they did.
     pub(crate) to_stop: Sites,
+    /// How the world is stressed, if it is.
+    pub(crate) stress: Option<Stressing<V>>,
     /// What the audit calls an object, if there is one.
     #[cfg(feature = "audit")]
     pub(crate) address: Option<fn(V::Ref) -> usize>,
 }
 
-impl<V: Vm> Shared<V> {
+impl<V: StackScanner> Shared<V> {
     /// What outlives calls and has not been given back.
     pub(crate) fn leaks(&self) -> Leaks {
         let mut leaks = Leaks::default();
@@ -116,7 +121,7 @@ impl Those {
     }
 }
 
-impl<V: Vm> Drop for Shared<V> {
+impl<V: StackScanner> Drop for Shared<V> {
     fn drop(&mut self) {
         // The VM and the tables are there until this function is over.
         self.report_leaks();

@@ -442,6 +442,7 @@ impl Header {
         self.base.roots_base.set(self.roots.mark());
         self.checked.leave_region();
         self.thread.set(ThreadTag::here());
+        self.checked.begin_points();
     }
 
     /// Puts the record in the state of a fiber's mutator, which no thread runs: below its first activation there is nothing managed. Its stack may be any.

@@ -34,6 +34,16 @@ pub enum AttachError {
     /// The world is not open to foreign threads yet.
     #[error("the world is not open to foreign threads yet; call `World::open` when the VM is ready")]
     NotOpen,
+    /// Too little of this thread's stack is left to attach it.
+    #[error(
+        "{left} bytes are left of this thread's stack, and attaching needs {needed}; give the thread a larger stack, or attach nearer to its start"
+    )]
+    StackTooSmall {
+        /// The bytes that are left.
+        left: usize,
+        /// The bytes that there must be.
+        needed: usize,
+    },
     /// This thread's attachments have been ended by its exit: nothing could detach it any more.
     #[error("this thread is exiting; attach before its thread-specific data is destroyed")]
     ThreadExiting,

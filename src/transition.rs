@@ -14,7 +14,9 @@ use crate::state::Event;
 use crate::steps::{Step, reached};
 pub(crate) use crate::unwind::hook;
 use crate::unwind::{self, Payload, Thrown};
-use crate::vm::{Capture, Crossing, FrameKind, Report, Site, StackScanner, UpcallError, UpcallRefused, Vm};
+use crate::vm::{
+    Capture, Crossing, ExceptionText, FrameKind, Report, Site, StackScanner, UpcallError, UpcallRefused, Vm,
+};
 use core::panic::Location;
 use core::ptr;
 
@@ -94,10 +96,32 @@ pub(crate) fn cross_out<V: StackScanner, R>(
     leave_managed(vm, header, frame, manner.crossing);
     // Twice, so that the way back is inlined: one drop for both ways would be a function of its own.
     let unwinding = scopeguard::guard((), |()| cross_back_unwinding(vm, header, frame, manner));
+    if CHECKED {
+        stress_call::<V>(header, frame);
+    }
     let result = f();
+    if CHECKED {
+        stress_call::<V>(header, frame);
+    }
     scopeguard::ScopeGuard::into_inner(unwinding);
     cross_back(vm, header, frame, manner);
     result
+}
+
+/// Stress mode, in the foreign call whose record is `frame`. A panic of it is one of the call's own.
+///
+/// # Panics
+///
+/// With what the VM's function panics with.
+#[cold]
+#[inline(never)]
+pub(crate) fn stress_call<V: StackScanner>(header: &Header, frame: &ForeignFrame) {
+    // SAFETY: `world` points to the `Shared<V>` whose mutator this is, which outlives it.
+    let shared = unsafe { &*header.world.cast::<Shared<V>>() };
+    // Foreign code may have jumped over an upcall: then another record is published, or none.
+    if header.word.is_published(frame) && shared.is_stressed_here(header) {
+        shared.do_stress(header, frame.site.get().unwrap_or(Location::caller()));
+    }
 }
 
 /// Comes back from [`cross_out`]'s closure.
@@ -126,7 +150,7 @@ fn cross_back_unwinding<V: StackScanner>(vm: &V, header: &Header, frame: &Foreig
 /// Says what an upcall's error is.
 pub(crate) fn describe<V: Vm>(payload: &Payload) -> UpcallError<'_> {
     if let Some(Thrown(exception)) = payload.downcast_ref::<Thrown<V::Exception>>() {
-        UpcallError::Exception { exception }
+        UpcallError::Exception { exception: ExceptionText::of::<V>(exception) }
     } else if let Some(refused) = payload.downcast_ref::<UpcallRefused>() {
         UpcallError::Refused(*refused)
     } else {

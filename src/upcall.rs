@@ -12,6 +12,7 @@
 //! is [`Throwing`]; and either can say what becomes of its errors ([`Aborting`], [`FallbackOnly`]).
 
 mod arrival;
+mod closure;
 mod crossing;
 
 pub(crate) use crossing::run_on;
@@ -23,13 +24,15 @@ use crate::thread::only;
 use crate::unwind::last_resort;
 use crate::vm::{Capture, ErrorPolicy, StackScanner};
 use arrival::Arrival;
+use closure::ClosureData;
+pub use closure::UpcallClosure;
+use core::any::type_name;
 use core::ffi::c_void;
-use core::fmt;
 use core::hint::black_box;
 use core::marker::PhantomData;
-use core::ptr::{self, NonNull};
+use core::ptr::NonNull;
+pub(crate) use crossing::UpcallName;
 use crossing::{Conduct, Exceptions, Once, cross_in, cross_in_by, throw};
-use std::sync::Arc;
 
 /// What C can call: a function or closure that takes a [`Mutator`] and up to twelve C arguments, and returns what C gets; or one of these wrapped in [`Throwing`], [`Aborting`] or
 /// [`FallbackOnly`].
@@ -90,6 +93,9 @@ mod sealed {
         /// What becomes of its errors, if it says so itself.
         const POLICY: Option<ErrorPolicy>;
 
+        /// What a report calls it.
+        fn name() -> &'static str;
+
         /// Calls it. `policy` is for the exception it may throw, `fallback` what C gets then.
         fn call(
             &self,
@@ -143,6 +149,10 @@ macro_rules! policy_body {
         {
             const POLICY: Option<ErrorPolicy> = Some(ErrorPolicy::$policy);
 
+            fn name() -> &'static str {
+                F::name()
+            }
+
             #[inline(always)]
             fn call(
                 &self,
@@ -190,6 +200,10 @@ macro_rules! upcall_body {
         {
             const POLICY: Option<ErrorPolicy> = None;
 
+            fn name() -> &'static str {
+                type_name::<Body>()
+            }
+
             #[inline(always)]
             fn call(
                 &self,
@@ -209,6 +223,10 @@ macro_rules! upcall_body {
         {
             const POLICY: Option<ErrorPolicy> = None;
 
+            fn name() -> &'static str {
+                type_name::<Body>()
+            }
+
             #[inline(always)]
             fn call(
                 &self,
@@ -220,7 +238,8 @@ macro_rules! upcall_body {
                 match (self.0)(mutator, $($argument),*) {
                     Ok(result) => result,
                     Err(exception) => {
-                        throw(mutator, policy, exception);
+                        let name = UpcallName { function: type_name::<Body>(), made_at: None };
+                        throw(mutator, policy, name, exception);
                         fallback()
                     }
                 }
@@ -418,6 +437,10 @@ where
 {
     const POLICY: Option<ErrorPolicy> = Body::POLICY;
     const EXCEPTIONS: Exceptions = E::EXCEPTIONS;
+
+    fn name(&self) -> UpcallName<'_> {
+        UpcallName { function: Body::name(), made_at: None }
+    }
 }
 
 /// Runs the body of an upcall.
@@ -546,8 +569,23 @@ where
 
 /// What a closure with a run-time signature does about errors, as a type.
 #[cfg(feature = "libffi")]
-#[derive(Clone, Copy)]
-struct Dynamic<const POLICY: u8>;
+struct Dynamic<'a, N, const POLICY: u8>(&'a N);
+
+#[cfg(feature = "libffi")]
+impl<N, const POLICY: u8> Clone for Dynamic<'_, N, POLICY> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+#[cfg(feature = "libffi")]
+impl<N, const POLICY: u8> Copy for Dynamic<'_, N, POLICY> {}
+
+/// What a report calls a closure with a run-time signature.
+#[cfg(feature = "libffi")]
+pub(crate) trait Named {
+    fn name(&self) -> UpcallName<'_>;
+}
 
 /// The policies of such a closure: none of its own, and one for each of [`ErrorPolicy`].
 #[cfg(feature = "libffi")]
@@ -560,7 +598,7 @@ pub(crate) const ABORT: u8 = 2;
 pub(crate) const FALLBACK: u8 = 3;
 
 #[cfg(feature = "libffi")]
-impl<const POLICY: u8> Conduct for Dynamic<POLICY> {
+impl<N: Named, const POLICY: u8> Conduct for Dynamic<'_, N, POLICY> {
     const POLICY: Option<ErrorPolicy> = match POLICY {
         CARRY => Some(ErrorPolicy::Carry),
         ABORT => Some(ErrorPolicy::Abort),
@@ -568,6 +606,10 @@ impl<const POLICY: u8> Conduct for Dynamic<POLICY> {
         _ => None,
     };
     const EXCEPTIONS: Exceptions = Exceptions::Stop;
+
+    fn name(&self) -> UpcallName<'_> {
+        self.0.name()
+    }
 }
 
 /// The way in of a closure with a run-time signature: runs `body` as an upcall on this thread's mutator of the world, which may be attached for it.
@@ -575,13 +617,14 @@ impl<const POLICY: u8> Conduct for Dynamic<POLICY> {
 /// `record` is that mutator if it is the thread's only one, else null. `fallback` gives C what it gets for an error.
 #[cfg(feature = "libffi")]
 #[inline(always)]
-pub(crate) fn enter_dynamic<V: StackScanner, const POLICY: u8>(
+pub(crate) fn enter_dynamic<V: StackScanner, N: Named, const POLICY: u8>(
     record: *const crate::thread::Record<V>,
     world: &std::sync::Weak<Shared<V>>,
+    named: &N,
     body: impl FnOnce(&mut Mutator<V>) -> Result<(), V::Exception>,
     fallback: impl Fn() + Copy,
 ) {
-    let policy = Dynamic::<POLICY>::POLICY;
+    let policy = Dynamic::<N, POLICY>::POLICY;
     let mut body = Once::new(move |mutator: &mut Mutator<V>| {
         let outcome = match policy {
             None => body(mutator),
@@ -592,14 +635,14 @@ pub(crate) fn enter_dynamic<V: StackScanner, const POLICY: u8>(
             }
         };
         if let Err(exception) = outcome {
-            throw(mutator, policy, exception);
+            throw(mutator, policy, named.name(), exception);
             fallback();
         }
     });
     // SAFETY: null, or this thread's attached record of this world.
     match unsafe { record.as_ref() } {
-        Some(record) => cross_in(record, Dynamic::<POLICY>, &mut body, fallback),
-        None => enter_somewhere(world, Dynamic::<POLICY>, &mut body, fallback),
+        Some(record) => cross_in(record, Dynamic::<N, POLICY>(named), &mut body, fallback),
+        None => enter_somewhere(world, Dynamic::<N, POLICY>(named), &mut body, fallback),
     }
 }
 
@@ -617,180 +660,9 @@ fn enter_somewhere<V: StackScanner>(
     match world.upgrade() {
         Some(shared) => cross_in_by(Arrival::In(&shared), arch::stack_pointer(), conduct, body, fallback),
         None => {
-            arrival::tell_nobody(&crate::vm::Report::UpcallAfterShutdown);
+            let upcall = &crossing::origin(Some(conduct.name()), None, None);
+            arrival::tell_nobody(&crate::vm::Report::UpcallAfterShutdown { upcall });
             fallback();
         }
-    }
-}
-
-/// What the user-data pointer of an [`UpcallClosure`] points to.
-struct ClosureData<V: StackScanner, F, R> {
-    shared: Arc<Shared<V>>,
-    body: F,
-    fallback: R,
-}
-
-impl<V: StackScanner, F, R> ClosureData<V, F, R> {
-    fn fallback(&self) -> impl Fn() -> R {
-        || {
-            // SAFETY: `R: Copy`, as `UpcallClosure::with_fallback` asks.
-            unsafe { ptr::from_ref(&self.fallback).read() }
-        }
-    }
-
-    #[inline(always)]
-    fn enter<Arguments, E: Frontier>(&self, arguments: Arguments) -> R
-    where
-        F: sealed::Body<V, Arguments, R>,
-    {
-        let mut body = Once::new(move |mutator: &mut Mutator<V>| {
-            self.body.call(mutator, arguments, F::POLICY, self.fallback())
-        });
-        let conduct = ConductOf::<V, F, Arguments, R, E>(PhantomData);
-        // SAFETY: null, or this thread's attached record of this world.
-        match unsafe { self.shared.only().as_ref() } {
-            Some(record) => cross_in(record, conduct, &mut body, self.fallback()),
-            None => cross_in_by(
-                Arrival::In(&self.shared),
-                arch::entry_stack_pointer(),
-                conduct,
-                &mut body,
-                self.fallback(),
-            ),
-        }
-    }
-}
-
-/// A closure that C can call, through a function pointer and a user-data pointer.
-///
-/// The closure is `Fn`, since C may call it again while it runs, and `Sync`, since C may call it from another thread; such a thread is attached to the closure's world on its
-/// first upcall. Dropping the `UpcallClosure` frees the closure. Write out the type of the closure's first parameter, as in the example: the compiler cannot infer it.
-///
-/// # Safety of the pointers
-///
-/// [`data_first`](Self::data_first), [`data_last`](Self::data_last) and their unwinding forms are `unsafe` functions: whoever calls them, C included, passes [`data`](Self::data) of the same closure, which must
-/// not have been dropped and must not be dropped before the call is over.
-///
-/// # Examples
-///
-/// ```
-/// use core::ffi::c_int;
-/// use reentry::testkit::TestVm;
-/// use reentry::{Mutator, UpcallClosure, World};
-///
-/// let world = World::new(TestVm::new());
-/// let mut mutator = world.attach()?;
-/// let base = 40;
-/// let add = UpcallClosure::new(&world, |_: &mut Mutator<TestVm>, x: c_int| base + x);
-/// let (function, data) = (add.data_last(), add.data());
-/// // SAFETY: the data pointer is the closure's own, and the closure lives.
-/// let sum = mutator.foreign_call().run(|| unsafe { function(2, data) });
-/// assert_eq!(sum, 42);
-/// # Ok::<(), reentry::AttachError>(())
-/// ```
-pub struct UpcallClosure<'c, V: StackScanner, Arguments, R, F> {
-    data: NonNull<ClosureData<V, F, R>>,
-    _closure: PhantomData<&'c F>,
-    _signature: PhantomData<fn(Arguments) -> R>,
-}
-
-// SAFETY: it owns the closure (`Sync`, and `Send` is asked for here), a fallback and a shared world.
-unsafe impl<V: StackScanner, Arguments, R: Send, F: Send> Send for UpcallClosure<'_, V, Arguments, R, F> {}
-// SAFETY: shared access gives pointers only; what C does with them is the unsafe caller's promise.
-unsafe impl<V: StackScanner, Arguments, R: Sync, F: Sync> Sync for UpcallClosure<'_, V, Arguments, R, F> {}
-
-impl<'c, V, Arguments, R, F> UpcallClosure<'c, V, Arguments, R, F>
-where
-    V: StackScanner,
-    R: Copy,
-    F: UpcallBody<V, Arguments, R> + Sync + 'c,
-{
-    /// Makes a closure callable from C; if it panics, C gets `R::default()`.
-    #[must_use]
-    pub fn new(world: &crate::World<V>, closure: F) -> Self
-    where
-        R: Default,
-    {
-        Self::with_fallback(world, closure, R::default())
-    }
-
-    /// Makes a closure callable from C; if it panics, C gets `fallback`.
-    #[must_use]
-    pub fn with_fallback(world: &crate::World<V>, closure: F, fallback: R) -> Self {
-        let data = Box::new(ClosureData { shared: Arc::clone(world.shared()), body: closure, fallback });
-        Self { data: NonNull::from(Box::leak(data)), _closure: PhantomData, _signature: PhantomData }
-    }
-
-    /// The function for C interfaces that pass user data before the arguments.
-    #[must_use]
-    pub fn data_first(&self) -> F::DataFirst {
-        // SAFETY: this is a closure of the type.
-        unsafe { F::data_first() }
-    }
-
-    /// The function for C interfaces that pass user data after the arguments.
-    #[must_use]
-    pub fn data_last(&self) -> F::DataLast {
-        // SAFETY: this is a closure of the type.
-        unsafe { F::data_last() }
-    }
-
-    /// [`data_first`](Self::data_first), through which exceptions of foreign code pass: for C++ that calls back and throws. See [`upcall_fn_unwind`] for what passes and
-    /// what does not.
-    #[must_use]
-    pub fn data_first_unwind(&self) -> F::UnwindDataFirst {
-        // SAFETY: this is a closure of the type.
-        unsafe { F::unwind_data_first() }
-    }
-
-    /// [`data_last`](Self::data_last), through which exceptions of foreign code pass: for C++ that calls back and throws. See [`upcall_fn_unwind`] for what passes and
-    /// what does not.
-    ///
-    /// # Aborts
-    ///
-    /// If the closure panics: what goes the way of an exception must be one.
-    ///
-    /// # Examples
-    ///
-    /// ```
-    /// use core::ffi::{c_int, c_void};
-    /// use reentry::testkit::TestVm;
-    /// use reentry::{Mutator, UpcallClosure, World};
-    ///
-    /// let world = World::new(TestVm::new());
-    /// let mut mutator = world.attach()?;
-    /// let base = 40;
-    /// let add = UpcallClosure::new(&world, |_: &mut Mutator<TestVm>, x: c_int| base + x);
-    /// let function: unsafe extern "C-unwind" fn(c_int, *mut c_void) -> c_int = add.data_last_unwind();
-    /// // SAFETY: the data pointer is the closure's own, and the closure lives.
-    /// let sum = mutator.foreign_call().run(|| unsafe { function(2, add.data()) });
-    /// assert_eq!(sum, 42);
-    /// # Ok::<(), reentry::AttachError>(())
-    /// ```
-    #[must_use]
-    pub fn data_last_unwind(&self) -> F::UnwindDataLast {
-        // SAFETY: this is a closure of the type.
-        unsafe { F::unwind_data_last() }
-    }
-}
-
-impl<V: StackScanner, Arguments, R, F> UpcallClosure<'_, V, Arguments, R, F> {
-    /// The user-data pointer to give to C with the function.
-    #[must_use]
-    pub fn data(&self) -> *mut c_void {
-        self.data.as_ptr().cast()
-    }
-}
-
-impl<V: StackScanner, Arguments, R, F> Drop for UpcallClosure<'_, V, Arguments, R, F> {
-    fn drop(&mut self) {
-        // SAFETY: made by `Box::leak`, and freed once; C does not call it any more (see "Safety of the pointers").
-        drop(unsafe { Box::from_raw(self.data.as_ptr()) });
-    }
-}
-
-impl<V: StackScanner, Arguments, R, F> fmt::Debug for UpcallClosure<'_, V, Arguments, R, F> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("UpcallClosure").field("data", &self.data).finish_non_exhaustive()
     }
 }

@@ -9,14 +9,17 @@
 //! | JIT with stack maps on the native stack | `pc` is the return address, frames by `fp` | from `anchor` to [`entry_sp`](Segment::entry_sp) |
 //! | conservative collector | machine, [`Capture::Registers`] | [`words`](Segment::words) and [`registers`](Segment::registers) |
 
+mod exception;
 #[cfg(feature = "audit")]
 mod finding;
 mod report;
 mod waits;
 
+pub use exception::ExceptionText;
+use exception::write_at_most;
 #[cfg(feature = "audit")]
 pub use finding::{Fault, Finding, FoundIn, FoundSlot, Sighting};
-pub use report::Report;
+pub use report::{Report, UpcallOrigin};
 pub use waits::{Group, Holder, PauseInForce, PauseWait, StopWait, Straggler, Waiting, Wanted};
 
 use crate::anchor::Anchor;
@@ -111,6 +114,18 @@ pub trait Vm: Sized + Send + Sync + 'static {
     fn exception_for(&self, refused: &UpcallRefused) -> Option<Self::Exception> {
         let _ = refused;
         None
+    }
+
+    /// Writes what an exception says, for reports and messages. The default writes it as `Debug` does; a VM whose
+    /// exception has a text for people lets `Display` write it. At most 500 characters of it are used.
+    ///
+    /// Called on the thread it happened on, in any state. Must not panic.
+    ///
+    /// # Errors
+    ///
+    /// The formatter's.
+    fn write_exception(exception: &Self::Exception, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{exception:?}")
     }
 
     /// Returns the bytes of an object, to lend to foreign code in a leaf call without copying them: see [`Leaf::lend`](crate::Leaf::lend). The default
@@ -511,7 +526,7 @@ pub enum UpcallError<'r> {
     /// The VM's own exception, a [`Vm::Exception`].
     Exception {
         /// The exception.
-        exception: &'r dyn fmt::Debug,
+        exception: ExceptionText<'r>,
     },
     /// The upcall did not begin.
     Refused(UpcallRefused),
@@ -520,8 +535,14 @@ pub enum UpcallError<'r> {
 impl fmt::Display for UpcallError<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Panic { payload } => write!(f, "panicked: {}", crate::unwind::text(*payload)),
-            Self::Exception { exception } => write!(f, "threw {exception:?}"),
+            Self::Panic { payload } => {
+                f.write_str("panicked: ")?;
+                write_at_most(f, format_args!("{}", crate::unwind::text(*payload)))
+            }
+            Self::Exception { exception } => {
+                f.write_str("threw ")?;
+                write_at_most(f, format_args!("{exception}"))
+            }
             Self::Refused(refused) => write!(f, "was refused: {refused}"),
         }
     }

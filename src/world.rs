@@ -2,16 +2,18 @@
 
 use crate::anchor::Anchor;
 use crate::arch;
+use crate::checked::CHECKED;
 use crate::handle_table::HandleTable;
 use crate::home::set_home;
 use crate::leaks::Leaks;
 use crate::mutator::{Mutator, MutatorParts};
 use crate::nesting::stack_base;
-use crate::pause::{Shared, StoppedMutator, StoppedWorld};
+use crate::pause::{Shared, StoppedMutator, StoppedWorld, Stressing, Work};
 use crate::pin::{PinTable, Pinner};
 use crate::record::{Header, Ownership};
 use crate::registry::{Ask, AttachError, Coordinator, Early, Stragglers, Watch};
 use crate::state::{ENDED, Event, State};
+use crate::stress::{Stress, StressWork};
 use crate::sync::FenceStrategy;
 use crate::thread::{each_on_thread, is_mine};
 use crate::timing::{Sites, Timings};
@@ -55,6 +57,8 @@ impl<V: StackScanner> World<V> {
             fence: FenceStrategy::probe(),
             stack_reserve: STACK_RESERVE,
             report_after: Some(REPORT_AFTER),
+            stress: None,
+            stress_work: None,
             early: None,
             #[cfg(feature = "audit")]
             audit: None,
@@ -442,6 +446,8 @@ pub struct WorldBuilder<V: StackScanner> {
     fence: FenceStrategy,
     stack_reserve: usize,
     report_after: Option<Duration>,
+    stress: Option<Stress>,
+    stress_work: Option<Work<V>>,
     early: Option<Early>,
     #[cfg(feature = "audit")]
     audit: Option<crate::audit::Audit>,
@@ -464,6 +470,7 @@ impl<V: StackScanner> fmt::Debug for WorldBuilder<V> {
             .field("fence", &self.fence)
             .field("stack_reserve", &self.stack_reserve)
             .field("report_after", &self.report_after)
+            .field("stress", &self.stress)
             .field("early", &self.early);
         #[cfg(feature = "audit")]
         choices.field("audit", &self.audit);
@@ -546,6 +553,44 @@ impl<V: StackScanner> WorldBuilder<V> {
         self
     }
 
+    /// Gives the function that stress mode calls in a pause: it collects, or moves the managed stacks, as it is asked.
+    ///
+    /// The world is stressed if [`stress`](Self::stress) says so, or the environment: `REENTRY_STRESS=collect`, `collect:7` for one in seven crossings and
+    /// polls, `collect:7:12` to choose the seed; the same with `pause` and `relocate`. Without a function, and in a world that is given none, only `pause` has an effect.
+    ///
+    /// `work` is called on the thread that makes the crossing, in any state, in a pause. It must not call back into the crate but through the pause. It may panic: the panic goes
+    /// on where the crossing was made.
+    #[must_use]
+    pub fn stressed_by(mut self, work: fn(&StoppedWorld<'_, V>, StressWork)) -> Self {
+        self.stress_work = Some(work);
+        self
+    }
+
+    /// Stresses the world: at crossings and polls, the thread that makes one stops the world and does the work that `stress` names, by the function given to
+    /// [`stressed_by`](Self::stressed_by). In checked mode (debug builds, and the feature `checked`); other builds ignore it. It wins over the environment. See
+    /// [`guide::checked`](crate::guide::checked#stress).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use reentry::testkit::TestVm;
+    /// use reentry::{Stress, StressWork, World};
+    ///
+    /// let stress = Stress::new(StressWork::Collect);
+    /// let world = World::builder().stressed_by(TestVm::stress).stress(stress).build(TestVm::new());
+    /// let mut mutator = world.attach()?;
+    /// mutator.foreign_call().run(|| ());
+    /// // Once before C begins, once when it has returned.
+    /// let checked = cfg!(any(debug_assertions, feature = "checked"));
+    /// assert_eq!(world.vm().totals().0, if checked { 2 } else { 0 });
+    /// # Ok::<(), reentry::AttachError>(())
+    /// ```
+    #[must_use]
+    pub fn stress(mut self, stress: Stress) -> Self {
+        self.stress = Some(stress);
+        self
+    }
+
     /// Has each collection compared with those before, slot by slot: see [`guide::audit`](crate::guide::audit). What is found goes to [`Vm::report`](crate::Vm::report), as
     /// [`Report::Audit`](crate::Report::Audit), when the pause is over, and to [`World::audit`].
     #[cfg(feature = "audit")]
@@ -559,9 +604,12 @@ impl<V: StackScanner> WorldBuilder<V> {
     ///
     /// # Panics
     ///
-    /// With the feature `audit`, if the audit that was asked for is one for another type of reference.
+    /// With the feature `audit`, if the audit that was asked for is one for another type of reference. In checked mode, if `REENTRY_STRESS` holds what is no [`Stress`]; or if
+    /// [`stress`](Self::stress) asks for what only a function of the VM can do, and there is none.
     #[must_use]
+    #[track_caller]
     pub fn build(self, vm: V) -> World<V> {
+        let stress = self.chosen_stress();
         #[cfg(feature = "audit")]
         let audit = self.audit.or_else(|| vm.audited().map(crate::audit::Audit::new));
         crate::exit::prepare();
@@ -584,10 +632,46 @@ impl<V: StackScanner> WorldBuilder<V> {
             leaks_reported: AtomicBool::new(false),
             in_foreign: Sites::default(),
             to_stop: Sites::default(),
+            stress,
             #[cfg(feature = "audit")]
             address: audit.map(|audit| audit.address()),
         });
         World { shared }
+    }
+}
+
+impl<V: StackScanner> WorldBuilder<V> {
+    /// How the world is to be stressed: as was chosen, or as the environment says.
+    ///
+    /// # Panics
+    ///
+    /// See [`build`](Self::build).
+    #[track_caller]
+    fn chosen_stress(&self) -> Option<Stressing<V>> {
+        let work = self.stress_work;
+        let said = std::env::var("REENTRY_STRESS").ok().filter(|said| !said.is_empty());
+        if !CHECKED {
+            static TOLD: std::sync::Once = std::sync::Once::new();
+            if said.is_some() {
+                TOLD.call_once(|| {
+                    use std::io::Write as _;
+                    let text = "reentry: REENTRY_STRESS has no effect in this build; use a debug build, or the feature `checked`";
+                    // Lost if it cannot be written: it is advice.
+                    drop(writeln!(std::io::stderr(), "{text}"));
+                });
+            }
+            return None;
+        }
+        if let Some(stress) = self.stress {
+            assert!(
+                work.is_some() || stress.work() == StressWork::Pause,
+                "reentry: the world is to be stressed with `{}`, and only the VM can do that; give its function to `WorldBuilder::stressed_by`",
+                stress.work()
+            );
+            return Some(Stressing { stress, work });
+        }
+        let stress = Stress::parse(&said?).unwrap_or_else(|error| panic!("reentry: REENTRY_STRESS: {error}"));
+        Some(Stressing { stress, work }).filter(|_| work.is_some() || stress.work() == StressWork::Pause)
     }
 }
 

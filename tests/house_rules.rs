@@ -11,7 +11,7 @@ const FLOORS: &[&[&str]] = &[
     &["faults", "arity", "errno", "unwind", "anchor", "leaks"],
     &["sync", "foreign_value", "process"],
     &["checked", "steps"],
-    &["os_thread", "patience"],
+    &["os_thread", "patience", "stress"],
     &["timing", "occupancy"],
     // The traits, and plain data.
     &["vm"],

@@ -29,7 +29,7 @@ use crate::pause::Shared;
 use crate::thread::{Record, only_of_any_type};
 use crate::transition::hook;
 use crate::unwind;
-use crate::upcall::{ABORT, CARRY, FALLBACK, NO_POLICY, enter_dynamic};
+use crate::upcall::{ABORT, CARRY, FALLBACK, NO_POLICY, Named, UpcallName, enter_dynamic};
 use crate::vm::{Capture, ErrorPolicy, Report, StackScanner};
 use crate::world::World;
 use core::cell::{Cell, UnsafeCell};
@@ -656,9 +656,10 @@ unsafe extern "C" fn enter<V, B, const POLICY: u8>(
         result,
         returned: Cell::new(false),
     };
-    enter_dynamic::<V, POLICY>(
+    enter_dynamic::<V, Head, POLICY>(
         record,
         &whole.world,
+        head,
         move |mutator| {
             // SAFETY: C1: this thread is inside.
             let body = unsafe { &*whole.body.get() };
@@ -693,6 +694,12 @@ impl Drop for Leaving {
         // Foreign frames are next: the drop of a body must not unwind.
         // SAFETY: C2.
         head.occupancy.leave(self.visitor, self.faults, || hook(|| unsafe { (head.end)(self.head) }));
+    }
+}
+
+impl Named for Head {
+    fn name(&self) -> UpcallName<'_> {
+        UpcallName { function: &self.name, made_at: Some(self.made_at) }
     }
 }
 

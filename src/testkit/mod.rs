@@ -61,6 +61,7 @@ pub mod interpreter;
 #[cfg(loom)]
 pub mod model;
 pub mod stack;
+mod stress;
 pub mod vm;
 
 pub use heap::{Heap, Ref, StaleReference};

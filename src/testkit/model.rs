@@ -289,7 +289,7 @@ impl Unclaimed {
     /// Keeps the first report.
     pub fn note(&self, report: &Report<'_>) {
         let unclaimed = match report {
-            Report::UpcallErrorUnclaimed { error: UpcallError::Panic { payload } } => {
+            Report::UpcallErrorUnclaimed { error: UpcallError::Panic { payload }, .. } => {
                 text(*payload).to_owned()
             }
             other => other.to_string(),

@@ -9,7 +9,7 @@ use crate::vm::{
     ArgumentError, ArgumentPlan, Capture, FrameKind, Report, Residence, RootVisitor, Segment, Slot,
     StackScanner, Vm,
 };
-use crate::{Anchor, Mutator, StackEnd, StoppedWorld, World};
+use crate::{Anchor, Mutator, StoppedWorld, World};
 use core::cell::{Cell, RefCell};
 use core::fmt;
 use core::marker::PhantomData;
@@ -342,18 +342,7 @@ impl<F: FaultSet> TestVm<F> {
         let summary = collection.finish();
         self.remember(stopped, number);
         if self.stack_moves == StackMoves::EveryCollection {
-            for mutator in stopped.mutators() {
-                let mut stack = mutator.local().stack.borrow_mut();
-                let capacity = stack.capacity();
-                let moved = stack.relocate(capacity);
-                stack.base().expose_provenance();
-                drop(stack);
-                if mutator.local().declared.get() {
-                    // SAFETY: `relocate` copied the stack to `moved.new`, exposed above, and keeps it until it moves again.
-                    unsafe { mutator.relocate_stack(moved.old, moved.new, StackEnd::Low) }
-                        .expect("a declared stack of the same size holds every saved address");
-                }
-            }
+            Self::move_stacks(stopped);
         }
         self.collections.fetch_add(1, Ordering::Relaxed);
         self.moved.fetch_add(summary.moved as u64, Ordering::Relaxed);

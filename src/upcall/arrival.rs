@@ -21,7 +21,7 @@
 //! An upcall that comes in below the skipped crossing, since C has gone deeper meanwhile or its own frame and stack arguments are larger than the skipped frames, shows
 //! nothing. It counts as one of the skipped call until C comes back (`guide::jumps`).
 
-use super::crossing::{carry, go_in, vm_of};
+use super::crossing::{UpcallName, carry, go_in, origin, vm_of};
 use crate::activation::{ForeignFrame, Upcalls};
 use crate::arch::{self, SignalStack};
 use crate::control::{MachineState, Saved};
@@ -37,7 +37,8 @@ use crate::thread::{Innermost, Record, innermost, keep_world};
 use crate::transition::{Skipped, describe, hook, repair_slow, wait_to_come_in};
 use crate::unwind;
 use crate::vm::{
-    Capture, Crossing, ErrorPolicy, FrameKind, Report, Site, StackScanner, UpcallRefused, Wanted,
+    Capture, Crossing, ErrorPolicy, FrameKind, Report, Site, StackScanner, UpcallError, UpcallOrigin,
+    UpcallRefused, Wanted,
 };
 use core::any::type_name;
 use std::sync::Arc;
@@ -68,11 +69,13 @@ impl<'a, V: StackScanner> ManagedPart<'a, V> {
 }
 
 /// An upcall on its way in.
-struct Arriving<'a, V: StackScanner> {
+struct Arriving<'a, 'n, V: StackScanner> {
     /// Its stack pointer, in the function that C called.
     sp: usize,
     /// The upcall function's own policy.
     policy: Option<ErrorPolicy>,
+    /// What a report calls it.
+    name: UpcallName<'n>,
     managed: ManagedPart<'a, V>,
 }
 
@@ -82,9 +85,10 @@ pub(super) fn arrive<V: StackScanner>(
     arrival: Arrival<'_, V>,
     sp: usize,
     policy: Option<ErrorPolicy>,
+    name: UpcallName<'_>,
     managed: ManagedPart<'_, V>,
 ) {
-    let upcall = Arriving { sp, policy, managed };
+    let upcall = Arriving { sp, policy, name, managed };
     match arrival {
         Arrival::On(record) => upcall.on(record),
         Arrival::Waiting(record) => {
@@ -110,7 +114,7 @@ enum Room {
     Exhausted { left: usize, reserve: usize },
 }
 
-impl<V: StackScanner> Arriving<'_, V> {
+impl<V: StackScanner> Arriving<'_, '_, V> {
     fn somewhere(self) {
         match innermost::<V>(self.sp) {
             // SAFETY: this thread's attached record of a world of `V`.
@@ -122,13 +126,18 @@ impl<V: StackScanner> Arriving<'_, V> {
             )),
             Innermost::None => match home::<V>() {
                 Adopter::World(shared) => self.attaching(&shared),
-                Adopter::Gone => tell_nobody(&Report::UpcallAfterShutdown),
+                Adopter::Gone => tell_nobody(&Report::UpcallAfterShutdown { upcall: &self.origin() }),
                 Adopter::Nobody if self.policy == Some(ErrorPolicy::Fallback) || arch::is_below_exit() => {
                     tell_nobody(&Report::UpcallWithoutWorld { vm: type_name::<V>() });
                 }
                 Adopter::Nobody => abort_homeless::<V>(),
             },
         }
+    }
+
+    /// The upcall, on a thread that is not attached.
+    fn origin(&self) -> UpcallOrigin<'_> {
+        origin(Some(self.name), None, None)
     }
 
     fn in_world(self, shared: &Arc<Shared<V>>) {
@@ -141,7 +150,12 @@ impl<V: StackScanner> Arriving<'_, V> {
 
     /// Attaches a thread that calls in for the first time, and goes on.
     fn attaching(self, shared: &Arc<Shared<V>>) {
-        let ask = Ask { wants: Wanted::AttachForUpcall, site: None, mutator: None, upcall: None };
+        let ask = Ask {
+            wants: Wanted::AttachForUpcall,
+            site: None,
+            mutator: None,
+            upcall: Some(self.name.function),
+        };
         let attached = match unwind::stop(|| shared.attach(Ownership::Thread, 0, ask)) {
             Ok(attached) => attached,
             Err(payload) => {
@@ -151,15 +165,21 @@ impl<V: StackScanner> Arriving<'_, V> {
                         describe::<V>(&payload)
                     ));
                 }
-                shared.vm.report(&Report::UpcallErrorUnclaimed { error: describe::<V>(&payload) });
+                let error = describe::<V>(&payload);
+                shared.vm.report(&Report::UpcallErrorUnclaimed { error, upcall: &self.origin() });
                 return;
             }
         };
+        let upcall = &self.origin();
         let report = match attached {
             Ok(record) => return self.on(record),
-            Err(AttachError::Shutdown) => Report::UpcallAfterShutdown,
-            Err(AttachError::ThreadExiting) => Report::UpcallAtThreadExit,
-            Err(AttachError::NotOpen) => Report::UpcallBeforeOpen,
+            Err(AttachError::Shutdown) => Report::UpcallAfterShutdown { upcall },
+            Err(AttachError::ThreadExiting) => Report::UpcallAtThreadExit { upcall },
+            Err(AttachError::NotOpen) => Report::UpcallBeforeOpen { upcall },
+            Err(AttachError::StackTooSmall { left, needed }) => {
+                let refused = UpcallRefused::StackExhausted { left, reserve: needed, call_site: None };
+                Report::UpcallErrorUnclaimed { error: UpcallError::Refused(refused), upcall }
+            }
             Err(AttachError::Forked) => return refuse_in_copy(),
             // By the handler of a signal, while this upcall was on its way to attach.
             Err(AttachError::AlreadyAttached) => return self.in_world(shared),
@@ -266,7 +286,7 @@ impl<V: StackScanner> Arriving<'_, V> {
             let refused = UpcallRefused::Forbidden { call_site: saved.site.get() };
             return self.refuse(record, saved, refused);
         }
-        let Self { sp, policy, managed } = self;
+        let Self { sp, policy, name, managed } = self;
         if terms.ends_with_upcall {
             let mut managed = Some(managed);
             let mut run = |record: &Record<V>, frame: &ForeignFrame| {
@@ -276,10 +296,10 @@ impl<V: StackScanner> Arriving<'_, V> {
                     managed.run(record, frame);
                 }
             };
-            let upcall = Arriving::<V> { sp, policy, managed: ManagedPart::new(&mut run) };
+            let upcall = Arriving::<V> { sp, policy, name, managed: ManagedPart::new(&mut run) };
             return upcall.preserving(record, saved, terms.preserve);
         }
-        Arriving { sp, policy, managed }.preserving(record, saved, terms.preserve);
+        Arriving { sp, policy, name, managed }.preserving(record, saved, terms.preserve);
     }
 
     /// With the managed side's machine state in the upcall and C's own after it.
@@ -317,7 +337,8 @@ impl<V: StackScanner> Arriving<'_, V> {
                 let vm = vm_of::<V>(record);
                 hook(|| {
                     vm.leaving_managed(Crossing::Upcall);
-                    vm.report(&Report::UpcallAfterShutdown);
+                    let upcall = &origin(Some(self.name), Some(&record.header), Some(saved));
+                    vm.report(&Report::UpcallAfterShutdown { upcall });
                 });
             }
         }
@@ -327,7 +348,7 @@ impl<V: StackScanner> Arriving<'_, V> {
     fn refuse(self, record: &Record<V>, saved: &ForeignFrame, refused: UpcallRefused) {
         // A foreign thread between upcalls may detach, also in a report: its world would go, with the VM that is reporting.
         let _world = keep_world(&record.header);
-        carry(vm_of::<V>(record), saved, self.policy, Box::new(refused));
+        carry::<V>(record, saved, self.policy, Some(self.name), Box::new(refused));
     }
 }
 

@@ -10,13 +10,14 @@ use crate::chain;
 use crate::checked::CHECKED;
 use crate::faults::Faults;
 use crate::mutator::{Mutator, MutatorParts};
+use crate::os_thread::ThreadLabel;
 use crate::pause::Shared;
 use crate::record::Header;
 use crate::steps::{Step, reached};
 use crate::thread::{Record, is_mine};
-use crate::transition::{come_in, describe, go_back_out, hook, overtaken};
+use crate::transition::{come_in, describe, go_back_out, hook, overtaken, stress_call};
 use crate::unwind::{self, Payload, Thrown};
-use crate::vm::{Capture, Crossing, ErrorPolicy, FrameKind, Report, Site, StackScanner};
+use crate::vm::{Capture, Crossing, ErrorPolicy, FrameKind, Report, Site, StackScanner, UpcallOrigin};
 use core::mem::{ManuallyDrop, MaybeUninit, needs_drop};
 use core::panic::Location;
 
@@ -26,6 +27,33 @@ pub(super) trait Conduct: Copy {
     const POLICY: Option<ErrorPolicy>;
     /// What an exception of foreign code does that reaches the upcall from below.
     const EXCEPTIONS: Exceptions;
+
+    /// What a report calls the upcall. Asked for when there is something to report.
+    fn name(&self) -> UpcallName<'_>;
+}
+
+/// What a report calls an upcall.
+#[derive(Clone, Copy)]
+pub(crate) struct UpcallName<'a> {
+    /// The name of its function or closure.
+    pub(crate) function: &'a str,
+    /// Where its closure was made.
+    pub(crate) made_at: Option<&'static Location<'static>>,
+}
+
+/// The upcall that is to be reported, on a thread that has `record`'s mutator or none; `saved` is the record that was published when it came in.
+pub(super) fn origin<'a>(
+    name: Option<UpcallName<'a>>,
+    header: Option<&Header>,
+    saved: Option<&ForeignFrame>,
+) -> UpcallOrigin<'a> {
+    UpcallOrigin {
+        function: name.map(|name| name.function),
+        made_at: name.and_then(|name| name.made_at),
+        thread: ThreadLabel::here(),
+        mutator: header.map(|header| header.id.get()),
+        call_site: saved.and_then(|saved| saved.site.get()),
+    }
 }
 
 /// What an exception of foreign code does that reaches an upcall from below.
@@ -96,7 +124,7 @@ pub(super) fn cross_in_by<V: StackScanner, R>(
     let mut managed = |record: &Record<V>, frame: &ForeignFrame| {
         result = Some(managed_part(record, frame, sp, conduct, body, &fallback));
     };
-    arrive(arrival, sp, policy_of(conduct), ManagedPart::new(&mut managed));
+    arrive(arrival, sp, policy_of(conduct), conduct.name(), ManagedPart::new(&mut managed));
     // Without a result the upcall was refused.
     result.unwrap_or_else(fallback)
 }
@@ -108,6 +136,10 @@ struct OnFiber;
 impl Conduct for OnFiber {
     const POLICY: Option<ErrorPolicy> = None;
     const EXCEPTIONS: Exceptions = Exceptions::Stop;
+
+    fn name(&self) -> UpcallName<'_> {
+        UpcallName { function: "the first activation of a fiber", made_at: None }
+    }
 }
 
 /// Runs `body` as an upcall on a fiber's mutator, on a stack of its own; not at all if the world has ended. Not inlined, as it reads thread-locals: see
@@ -121,8 +153,22 @@ pub(crate) fn run_on<V: StackScanner>(record: &Record<V>, body: impl FnOnce(&mut
 #[inline(always)]
 pub(super) fn go_in<V: StackScanner>(record: &Record<V>, frame: &ForeignFrame) -> bool {
     reached(record.header.world, Step::UpcallArrived);
+    if CHECKED {
+        stress_arrival::<V>(record, frame);
+    }
     entering::<V>(record);
     come_in::<V>(&record.header, frame)
+}
+
+/// Stress mode, as an upcall comes in: C is running still. A panic of it waits for the managed caller, as an upcall's own does.
+#[cold]
+#[inline(never)]
+fn stress_arrival<V: StackScanner>(record: &Record<V>, frame: &ForeignFrame) {
+    // SAFETY: the record of an upcall always has an older one, which lives as long.
+    let saved = unsafe { &*frame.older };
+    if let Err(payload) = unwind::stop(|| stress_call::<V>(&record.header, saved)) {
+        carry::<V>(record, saved, None, None, payload);
+    }
 }
 
 /// Runs the hook, which must not detach the thread it runs for. (With no hook the compiler sees that nothing has changed.)
@@ -186,7 +232,7 @@ fn managed_part<V: StackScanner, R>(
     let result = match outcome {
         Ok(result) => result,
         Err(payload) => {
-            carry(vm_of::<V>(record), saved, policy_of(conduct), payload);
+            carry::<V>(record, saved, policy_of(conduct), Some(conduct.name()), payload);
             fallback()
         }
     };
@@ -315,13 +361,14 @@ impl<F> Drop for Once<F> {
 #[cold]
 #[inline(never)]
 pub(super) fn carry<V: StackScanner>(
-    vm: &V,
+    record: &Record<V>,
     saved: &ForeignFrame,
     policy: Option<ErrorPolicy>,
+    name: Option<UpcallName<'_>>,
     payload: Payload,
 ) {
     // Foreign frames may be next: neither a report nor the drop of an error may unwind (I7).
-    hook(|| carry_on(vm, saved, policy, payload));
+    hook(|| carry_on::<V>(record, saved, policy, name, payload));
 }
 
 /// [`carry`].
@@ -329,7 +376,15 @@ pub(super) fn carry<V: StackScanner>(
 /// # Panics
 ///
 /// With what the VM's report panics with, or the drop of an error that ends here.
-fn carry_on<V: StackScanner>(vm: &V, saved: &ForeignFrame, policy: Option<ErrorPolicy>, payload: Payload) {
+fn carry_on<V: StackScanner>(
+    record: &Record<V>,
+    saved: &ForeignFrame,
+    policy: Option<ErrorPolicy>,
+    name: Option<UpcallName<'_>>,
+    payload: Payload,
+) {
+    let vm = vm_of::<V>(record);
+    let upcall = || origin(name, Some(&record.header), Some(saved));
     let error = describe::<V>(&payload);
     match policy.unwrap_or(saved.terms().on_error) {
         ErrorPolicy::Abort => unwind::abort(format_args!(
@@ -337,10 +392,11 @@ fn carry_on<V: StackScanner>(vm: &V, saved: &ForeignFrame, policy: Option<ErrorP
             Site(saved.site.get())
         )),
         ErrorPolicy::Fallback => {
-            vm.report(&Report::UpcallErrorIgnored { error, call_site: saved.site.get() });
+            let call_site = saved.site.get();
+            vm.report(&Report::UpcallErrorIgnored { error, call_site, upcall: &upcall() });
         }
         ErrorPolicy::Carry if saved.kind.get() == FrameKind::ForeignThread => {
-            vm.report(&Report::UpcallErrorUnclaimed { error });
+            vm.report(&Report::UpcallErrorUnclaimed { error, upcall: &upcall() });
         }
         ErrorPolicy::Carry => {
             if let Some(second) = saved.set_pending(payload) {
@@ -369,7 +425,7 @@ impl<V: StackScanner> Mutator<V> {
                 Location::caller()
             );
         };
-        carry(self.vm(), call, self.frame().own_policy(), Box::new(Thrown(exception)));
+        carry::<V>(self.record(), call, self.frame().own_policy(), None, Box::new(Thrown(exception)));
     }
 }
 
@@ -379,9 +435,10 @@ impl<V: StackScanner> Mutator<V> {
 pub(super) fn throw<V: StackScanner>(
     mutator: &Mutator<V>,
     policy: Option<ErrorPolicy>,
+    name: UpcallName<'_>,
     exception: V::Exception,
 ) {
     // SAFETY: the record of an upcall always has an older one, which lives as long.
     let call = unsafe { &*mutator.frame().older };
-    carry(mutator.vm(), call, policy, Box::new(Thrown(exception)));
+    carry::<V>(mutator.record(), call, policy, Some(name), Box::new(Thrown(exception)));
 }

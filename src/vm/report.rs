@@ -2,9 +2,47 @@
 
 use super::{PauseWait, Residence, Site, StopWait, UpcallError, Waiting};
 use crate::leaks::Leaks;
+use crate::os_thread::ThreadLabel;
 use core::fmt;
 use core::panic::Location;
 use core::time::Duration;
+
+/// The upcall that a report is about, and the thread it came in on.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct UpcallOrigin<'r> {
+    /// The name of its function, or of its closure; `None` where [`Mutator::throw`](crate::Mutator::throw) was called, which does not know.
+    pub function: Option<&'r str>,
+    /// Where its closure was made.
+    pub made_at: Option<&'static Location<'static>>,
+    /// The thread.
+    pub thread: ThreadLabel,
+    /// The number of the thread's mutator, if it is attached.
+    pub mutator: Option<u64>,
+    /// The foreign call that called back; `None` on a thread that foreign code made.
+    pub call_site: Option<&'static Location<'static>>,
+}
+
+impl fmt::Display for UpcallOrigin<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.function {
+            Some(function) => write!(f, "`{function}`")?,
+            None => f.write_str("an upcall that called `Mutator::throw`")?,
+        }
+        if let Some(made_at) = self.made_at {
+            write!(f, ", made at {made_at},")?;
+        }
+        f.write_str(" on ")?;
+        if let Some(mutator) = self.mutator {
+            write!(f, "mutator {mutator}, ")?;
+        }
+        write!(f, "{}", self.thread)?;
+        if let Some(site) = self.call_site {
+            write!(f, ", in the foreign call at {site}")?;
+        }
+        Ok(())
+    }
+}
 
 /// Something that happened where no caller can be told of it.
 #[derive(Debug)]
@@ -14,6 +52,8 @@ pub enum Report<'r> {
     UpcallErrorUnclaimed {
         /// What happened.
         error: UpcallError<'r>,
+        /// Which upcall it was.
+        upcall: &'r UpcallOrigin<'r>,
     },
     /// An upcall's error was overtaken: a second upcall of one foreign call failed, or the foreign call was unwound by a panic of its own, or the thread was unwinding
     /// already, or foreign code skipped the call that carried it. This one ends here.
@@ -27,13 +67,24 @@ pub enum Report<'r> {
         error: UpcallError<'r>,
         /// The foreign call.
         call_site: Option<&'static Location<'static>>,
+        /// Which upcall it was.
+        upcall: &'r UpcallOrigin<'r>,
     },
-    /// A foreign thread called in after the world was shut down. C got the fallback value.
-    UpcallAfterShutdown,
+    /// A thread called in after the world was shut down: a foreign one, or one of the VM's that the shutdown did not wait for. C got the fallback value.
+    UpcallAfterShutdown {
+        /// Which upcall it was.
+        upcall: &'r UpcallOrigin<'r>,
+    },
     /// A foreign thread called in before the world was opened. C got the fallback value.
-    UpcallBeforeOpen,
+    UpcallBeforeOpen {
+        /// Which upcall it was.
+        upcall: &'r UpcallOrigin<'r>,
+    },
     /// A foreign thread called in when its exit had detached it. C got the fallback value.
-    UpcallAtThreadExit,
+    UpcallAtThreadExit {
+        /// Which upcall it was.
+        upcall: &'r UpcallOrigin<'r>,
+    },
     /// A handler or destructor of foreign code called in at the exit of the process, on a thread
     /// where the call that `exit` was made in is in progress still: managed code, or a pause. C got
     /// the fallback value.
@@ -120,27 +171,34 @@ pub enum Report<'r> {
 impl fmt::Display for Report<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::UpcallErrorUnclaimed { error } => write!(
+            Self::UpcallErrorUnclaimed { error, upcall } => write!(
                 f,
-                "an upcall on a foreign thread {error}; no managed caller is there to take it; C got the fallback value"
+                "an upcall on a foreign thread {error}; no managed caller is there to take it; C got the fallback value\n  which: {upcall}"
             ),
             Self::UpcallErrorSuperseded { error } => {
                 write!(f, "an upcall {error}; another error of the same thread is the one that goes on")
             }
-            Self::UpcallErrorIgnored { error, call_site } => write!(
+            Self::UpcallErrorIgnored { error, call_site, upcall } => write!(
                 f,
-                "an upcall of the foreign call at {} {error}; C got the fallback value, as its error policy says",
+                "an upcall of the foreign call at {} {error}; C got the fallback value, as its error policy says\n  which: {upcall}",
                 Site(*call_site)
             ),
-            Self::UpcallAfterShutdown => {
-                f.write_str("a foreign thread called in after shutdown; C got the fallback value")
-            }
-            Self::UpcallBeforeOpen => {
-                f.write_str("a foreign thread called in before `World::open`; C got the fallback value")
-            }
-            Self::UpcallAtThreadExit => {
-                f.write_str("a foreign thread called in while it was exiting; C got the fallback value")
-            }
+            Self::UpcallAfterShutdown { upcall: upcall @ UpcallOrigin { mutator: Some(mutator), .. } } => write!(
+                f,
+                "mutator {mutator}, which the shutdown did not wait for, called in after shutdown; C got the fallback value\n  which: {upcall}"
+            ),
+            Self::UpcallAfterShutdown { upcall } => write!(
+                f,
+                "a foreign thread called in after shutdown; C got the fallback value\n  which: {upcall}"
+            ),
+            Self::UpcallBeforeOpen { upcall } => write!(
+                f,
+                "a foreign thread called in before `World::open`; C got the fallback value\n  which: {upcall}"
+            ),
+            Self::UpcallAtThreadExit { upcall } => write!(
+                f,
+                "a foreign thread called in while it was exiting; C got the fallback value\n  which: {upcall}"
+            ),
             Self::UpcallAtProcessExit => f.write_str(
                 "foreign code called in at the exit of the process, where managed code or a pause of the same thread had called `exit`; C got the fallback value. Leave managed code before the process exits",
             ),

@@ -142,7 +142,7 @@ impl<const TAG: u32, F: FaultSet> Vm for Raising<TAG, F> {
     fn report(&self, report: &Report<'_>) {
         self.texts.lock().unwrap().push(report.to_string());
         self.reports.lock().unwrap().push(match report {
-            Report::UpcallErrorUnclaimed { error } => Told::Unclaimed(kind(error)),
+            Report::UpcallErrorUnclaimed { error, .. } => Told::Unclaimed(kind(error)),
             Report::UpcallErrorSuperseded { error } => Told::Superseded(kind(error)),
             Report::UpcallErrorIgnored { error, .. } => Told::Ignored(kind(error)),
             Report::ActivationsSkipped { skipped, .. } => Told::Skipped(*skipped),
