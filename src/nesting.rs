@@ -96,7 +96,7 @@ impl Stacks {
     fn is_below(&self, newer: &ForeignFrame, edge: usize) -> bool {
         let entry = newer.entry_sp.get();
         match (self.region(entry), self.region(edge)) {
-            (Region::Signal, Region::Own | Region::Other) => !self.on_signal_stack(),
+            (Region::Signal, Region::Own) => !self.on_signal_stack(),
             (Region::Other, Region::Other) => entry < edge && are_on_one_stack(entry..edge),
             (a, b) => a == b && entry < edge,
         }

@@ -476,31 +476,45 @@ fn a_scan_of_managed_code_that_has_switched_stacks_aborts() {
     });
 }
 
-/// C without unwind tables switches to a stack in a frame of its own: it may as well have jumped, and a scanner of native frames would walk what is gone.
-#[test]
+/// An upcall in an upcall, on a stack that lies in a frame of C above both, of a VM whose native frames are scanned. Returns the depth of the inner one.
 #[cfg(target_os = "linux")]
-fn an_upcall_of_which_nothing_tells_aborts_where_native_frames_are_scanned() {
+fn call_back_on_a_stack_in_a_frame(nest: &Nest, for_signals: bool) -> c_int {
     fn outer(mutator: &mut Mutator<Saving>, _: c_int, nest: *mut c_void) -> c_int {
         let inner: Step =
             upcall_fn(|mutator: &mut Mutator<Saving>, _: c_int, _: *mut c_void| mutator.depth() as c_int);
         // SAFETY: the nest that is given below, whose stack is there.
         mutator.foreign_call().run(|| unsafe { ((*nest.cast::<Nest>()).on_stack)(inner, 0, nest) })
     }
-    fn run(nest: &Nest) -> c_int {
-        let world = World::new(Saving);
-        let mut mutator = world.attach().unwrap();
-        let data = ptr::from_ref(nest).cast_mut().cast();
+    let world = World::new(Saving);
+    let mut mutator = world.attach().unwrap();
+    let (data, for_signals) = (ptr::from_ref(nest).cast_mut().cast(), c_int::from(for_signals));
+    mutator.foreign_call().run(|| {
         // SAFETY: the callbacks take what C gives them.
-        mutator.foreign_call().run(|| unsafe { (nest.with_stack_in_frame)(0, upcall_fn(outer), 0, data) })
+        unsafe { (nest.with_stack_in_frame)(for_signals, upcall_fn(outer), 0, data) }
+    })
+}
+
+/// The kernel knows a signal stack; no unwind table is needed.
+#[test]
+#[cfg(target_os = "linux")]
+fn an_upcall_of_a_signal_handler_is_one_of_the_call_that_the_signal_has_interrupted() {
+    for nest in NESTS {
+        assert_eq!(call_back_on_a_stack_in_a_frame(&nest, true), 2, "{nest:?}");
     }
-    assert_eq!(run(&NESTS[0]), 2, "with tables it is known");
+}
+
+/// C without unwind tables switches to a stack in a frame of its own: it may as well have jumped, and a scanner of native frames would walk what is gone.
+#[test]
+#[cfg(target_os = "linux")]
+fn an_upcall_of_which_nothing_tells_aborts_where_native_frames_are_scanned() {
+    assert_eq!(call_back_on_a_stack_in_a_frame(&NESTS[0], false), 2, "with tables it is known");
     let says = [
         "nothing tells whether it is one of the foreign call at",
         "or whether C has jumped past that call to the one at",
         "tests/evidence.rs",
     ];
     aborts("an_upcall_of_which_nothing_tells_aborts_where_native_frames_are_scanned", &says, || {
-        run(&NESTS[1]);
+        call_back_on_a_stack_in_a_frame(&NESTS[1], false);
     });
 }
 

@@ -8,8 +8,10 @@ mod scenarios;
 
 use core::cell::Cell;
 use core::ffi::c_int;
+use corosensei::Coroutine;
 use reentry::{
-    Capture, Mutator, RootVisitor, Segment, StackScanner, Throwing, UpcallRefused, Vm, World, upcall_fn_or,
+    Capture, Mutator, RootVisitor, Segment, Slot, StackScanner, Throwing, UpcallRefused, Vm, World,
+    upcall_fn_or,
 };
 use reentry_foreign::{Callback, foreign_call_back_and_go_on};
 
@@ -50,8 +52,48 @@ fn main() {
     exhaust_the_stack();
     if cfg!(target_os = "linux") {
         assert_eq!(scenarios::run_all(), 24);
+        attach_on_a_coroutine();
         run_again_without_a_limit();
     }
+}
+
+/// A VM whose native frames are scanned conservatively; its scanner looks how far it would have to read.
+struct Scanned;
+
+impl Vm for Scanned {
+    type Ref = usize;
+    type Local = ();
+    type Exception = core::convert::Infallible;
+    const CAPTURE: Capture = Capture::Registers;
+
+    fn attach(&self) {}
+}
+
+// SAFETY: S1, S2: no frame holds a reference. S3 to S5: it reads nothing. S6: no fault.
+unsafe impl StackScanner for Scanned {
+    fn scan_segment(&self, (): &(), segment: &Segment<'_>, _: &mut dyn RootVisitor<usize>) {
+        let words = segment.words();
+        assert!(!words.is_empty() && words.len() < 1 << 20, "{words:x?}");
+    }
+}
+
+struct Nobody;
+
+impl RootVisitor<usize> for Nobody {
+    fn slot(&mut self, _: Slot<'_, usize>) {}
+    fn pinned(&mut self, _: usize) {}
+    fn transitively_pinned(&mut self, _: usize) {}
+}
+
+/// A coroutine's stack is not the thread's, whatever is said of that: a scan of what is attached there ends on it.
+fn attach_on_a_coroutine() {
+    // The bounds of the thread's own stack are looked up before the coroutine's is mapped.
+    drop(World::new(Scanned).attach().expect("a new world"));
+    Coroutine::<(), (), ()>::new(|_, ()| {
+        let mut mutator = World::new(Scanned).attach().expect("a new world");
+        mutator.pause(|stopped| stopped.enumerate(&mut Nobody));
+    })
+    .resume(());
 }
 
 /// The same where nothing limits the main thread's stack: the C library then reports that it reaches down to the next mapping, and stacks that are mapped later lie in there.

@@ -149,7 +149,7 @@ extern "C" fn on_signal(_: c_int) {
 fn interrupt() -> c_int {
     FOUND.store(-1, Ordering::Relaxed);
     // SAFETY: the handler is `on_signal`, and runs before this returns.
-    unsafe { libc::raise(libc::SIGUSR2) };
+    unsafe { libc::raise(libc::SIGURG) };
     FOUND.load(Ordering::Relaxed)
 }
 
@@ -173,7 +173,7 @@ fn a_handler_is_told_whether_it_may_call_in_and_is_served_where_it_may() {
     }
     // SAFETY: the handler calls what may be called in one.
     unsafe {
-        libc::signal(libc::SIGUSR2, on_signal as extern "C" fn(c_int) as *const () as libc::sighandler_t)
+        libc::signal(libc::SIGURG, on_signal as extern "C" fn(c_int) as *const () as libc::sighandler_t)
     };
     assert_eq!(interrupt(), 0, "no mutator");
     let world = World::new(Plainest);
