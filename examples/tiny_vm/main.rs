@@ -17,7 +17,7 @@ use core::ffi::{c_char, c_int, c_void};
 use core::ptr::NonNull;
 use reentry::{
     Anchor, ArgumentError, ArgumentPlan, AttachError, Capture, Mutator, RootVisitor, Segment, Slot,
-    StackScanner, Vm, World, upcall_fn,
+    StackScanner, StoppedWorld, Vm, World, upcall_fn,
 };
 use std::sync::Mutex;
 
@@ -210,10 +210,9 @@ fn anchor(mutator: &Mutator<Tiny>, pc: usize) -> Anchor {
     Anchor::new(pc, mutator.local().top, 0)
 }
 
-fn collect(mutator: &mut Mutator<Tiny>, pc: usize) {
-    mutator.pause_at(anchor(mutator, pc), |stopped| {
-        stopped.vm().heap.lock().unwrap().collect(|copying| stopped.enumerate(copying));
-    });
+/// `StoppedWorld` is the proof that nothing else runs.
+fn collect(stopped: &StoppedWorld<'_, Tiny>) {
+    stopped.vm().heap.lock().unwrap().collect(|copying| stopped.enumerate(copying));
 }
 
 /// Makes an object. Its fields are the `fields` topmost slots of the stack, where a
@@ -226,7 +225,7 @@ fn alloc(mutator: &mut Mutator<Tiny>, pc: usize, fields: usize, bytes: &[u8]) ->
         let object = mutator.vm().heap.lock().unwrap().alloc(&fields, bytes);
         match object {
             Some(object) => return object,
-            None => collect(mutator, pc),
+            None => mutator.pause_at(anchor(mutator, pc), collect),
         }
     }
     panic!("out of memory")
@@ -375,7 +374,9 @@ fn compare(mutator: &mut Mutator<Tiny>, a: *const c_void, b: *const c_void) -> c
 }
 
 fn main() -> Result<(), AttachError> {
-    let world = World::new(Tiny { heap: Mutex::new(Heap::new(0)) });
+    // Under `REENTRY_STRESS=collect`, each crossing and poll of a debug build collects.
+    let builder = World::builder().stressed_by(|stopped, _| collect(stopped));
+    let world = builder.build(Tiny { heap: Mutex::new(Heap::new(0)) });
     let mut mutator = world.attach()?; // from here on, this thread is managed
     run(&mut mutator, PROGRAM);
     let collections = world.vm().heap.lock().unwrap().collections;
