@@ -158,7 +158,7 @@ where
         unsafe { F::data_last() }
     }
 
-    /// [`data_first`](Self::data_first), through which exceptions of foreign code pass: for C++ that calls back and throws. See [`upcall_fn_unwind`] for what passes and
+    /// [`data_first`](Self::data_first), through which exceptions of foreign code pass: for C++ that calls back and throws. See [`upcall_fn_unwind`](crate::upcall_fn_unwind()) for what passes and
     /// what does not.
     #[must_use]
     pub fn data_first_unwind(&self) -> F::UnwindDataFirst {
@@ -166,7 +166,7 @@ where
         unsafe { F::unwind_data_first() }
     }
 
-    /// [`data_last`](Self::data_last), through which exceptions of foreign code pass: for C++ that calls back and throws. See [`upcall_fn_unwind`] for what passes and
+    /// [`data_last`](Self::data_last), through which exceptions of foreign code pass: for C++ that calls back and throws. See [`upcall_fn_unwind`](crate::upcall_fn_unwind()) for what passes and
     /// what does not.
     ///
     /// # Aborts
