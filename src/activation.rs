@@ -26,13 +26,12 @@ use crate::unwind::Payload;
 use crate::vm::{Capture, ErrorPolicy, FrameKind, Vm};
 use bumpalo::Bump;
 use core::cell::UnsafeCell;
-use core::mem::MaybeUninit;
 use core::ops::Range;
 use core::panic::Location;
 use core::ptr;
 use core::sync::atomic::{AtomicUsize, Ordering};
 #[cfg(feature = "libffi")]
-use core::{any::Any, ptr::NonNull};
+use core::{any::Any, mem::MaybeUninit, ptr::NonNull};
 #[cfg(feature = "libffi")]
 use std::sync::Arc;
 

@@ -17,6 +17,11 @@
 //!
 //! What asks the system or the unwinder, and not the machine, is in `stack.rs`.
 //!
+//! Both backends with assembly serve every Unix. macOS and FreeBSD have the same calling conventions;
+//! the routines name no symbol, use no memory below the stack pointer, and leave x18 alone. (On Apple's
+//! aarch64 what stands for `...` travels on the stack: `dynamic/signature.rs` knows.) On Windows the
+//! convention is another one, so that the portable backend serves there.
+//!
 //! Assembly stands in this directory only.
 
 /// The words that [`call_loading_registers`] loads: integers and pointers, extended to 64 bits, and floating-point numbers, single ones in the low half. Those that a backend has no
@@ -50,6 +55,8 @@ mod portable;
 pub(crate) use portable::*;
 
 mod stack;
+#[cfg(all(not(target_os = "linux"), not(loom), not(miri)))]
+mod stack_elsewhere;
 pub(crate) use stack::{
     SignalStack, TOLD, Walked, is_below_exit, is_readable, signal_stack, stack_bounds, walk_frames,
 };

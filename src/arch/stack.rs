@@ -1,8 +1,9 @@
-//! Stacks, as the system and the unwinder tell of them. On Linux only: elsewhere nothing is told.
+//! Stacks, as the system and the unwinder tell of them. Elsewhere than on Linux a stack's bounds are all
+//! that is told (`stack_elsewhere.rs`).
 
 use core::ops::{ControlFlow, Range};
 
-/// Whether the system tells anything of stacks.
+/// Whether the system tells more of stacks than their bounds: what a jump is released on.
 pub(crate) const TOLD: bool = cfg!(all(target_os = "linux", not(loom), not(miri)));
 
 /// The signal stack that is registered for the calling thread.
@@ -20,6 +21,7 @@ pub(crate) enum Walked {
     /// The visitor had seen enough.
     Enough,
     /// At the outermost frame of the stack.
+    #[cfg_attr(not(target_os = "linux"), expect(dead_code, reason = "no unwinder is asked there"))]
     ToTheEnd,
     /// At a function without unwind tables, or at once where there is no unwinder.
     NoTables,
@@ -40,7 +42,9 @@ pub(crate) fn stack_bounds() -> Option<Range<usize>> {
         BOUNDS.set((bounds.start, bounds.end));
         Some(bounds)
     }
-    #[cfg(not(all(target_os = "linux", not(loom), not(miri))))]
+    #[cfg(all(not(target_os = "linux"), not(loom), not(miri)))]
+    return super::stack_elsewhere::stack_bounds();
+    #[cfg(any(loom, miri))]
     None
 }
 
