@@ -8,7 +8,11 @@ mod scenarios;
 
 use core::cell::Cell;
 use core::ffi::c_int;
-use corosensei::Coroutine;
+#[cfg(target_os = "linux")]
+use corosensei::{
+    Coroutine,
+    stack::{Stack, StackPointer},
+};
 use reentry::{
     Capture, Mutator, RootVisitor, Segment, Slot, StackScanner, Throwing, UpcallRefused, Vm, World,
     upcall_fn_or,
@@ -50,7 +54,8 @@ fn recurse(mutator: &mut Mutator<Small>, x: c_int) -> Result<c_int, UpcallRefuse
 
 fn main() {
     exhaust_the_stack();
-    if cfg!(target_os = "linux") {
+    #[cfg(target_os = "linux")]
+    {
         assert_eq!(scenarios::run_all(), 24);
         attach_on_a_coroutine();
         run_again_without_a_limit();
@@ -85,11 +90,40 @@ impl RootVisitor<usize> for Nobody {
     fn transitively_pinned(&mut self, _: usize) {}
 }
 
+/// A coroutine's stack above the end of the heap: without a limit on the main thread's stack, the C library reports that stack to reach down to there.
+#[cfg(target_os = "linux")]
+struct AboveTheHeap(usize);
+
+#[cfg(target_os = "linux")]
+impl AboveTheHeap {
+    const BYTES: usize = 512 * 1024;
+
+    fn new() -> Self {
+        // SAFETY: it moves the end of the heap, which the allocator allows others to do.
+        let memory = unsafe { libc::sbrk(Self::BYTES as libc::intptr_t) };
+        assert_ne!(memory.addr(), usize::MAX, "there is room above the heap");
+        Self(memory.addr().next_multiple_of(16))
+    }
+}
+
+// SAFETY: the memory is this stack's alone, for ever. It has no guard page; what runs on it is known.
+#[cfg(target_os = "linux")]
+unsafe impl Stack for AboveTheHeap {
+    fn base(&self) -> StackPointer {
+        StackPointer::new((self.0 + Self::BYTES - 16) & !15).expect("it is not null")
+    }
+
+    fn limit(&self) -> StackPointer {
+        StackPointer::new(self.0).expect("it is not null")
+    }
+}
+
 /// A coroutine's stack is not the thread's, whatever is said of that: a scan of what is attached there ends on it.
+#[cfg(target_os = "linux")]
 fn attach_on_a_coroutine() {
     // The bounds of the thread's own stack are looked up before the coroutine's is mapped.
     drop(World::new(Scanned).attach().expect("a new world"));
-    Coroutine::<(), (), ()>::new(|_, ()| {
+    Coroutine::<(), (), (), _>::with_stack(AboveTheHeap::new(), |_, ()| {
         let mut mutator = World::new(Scanned).attach().expect("a new world");
         mutator.pause(|stopped| stopped.enumerate(&mut Nobody));
     })
