@@ -22,7 +22,7 @@ use crate::control::{MachineState, Saved, SignalsBlocked};
 use crate::results::{Results, UNTIL_FIRST_UPCALL};
 use crate::root_stack::{Entry, EntryKind, RootMark, RootStack};
 use crate::sync::{Cell, SiteCell, release_fence};
-use crate::unwind::Payload;
+use crate::unwind::{self, Payload};
 use crate::vm::{Capture, ErrorPolicy, FrameKind, Vm};
 use bumpalo::Bump;
 use core::cell::UnsafeCell;
@@ -54,7 +54,7 @@ pub(crate) struct ForeignFrame {
     /// How many records are older.
     pub(crate) depth: u32,
     pub(crate) older: *const ForeignFrame,
-    /// The record an upcall uses. Null until that depth has been reached once, and while the call has terms of its own.
+    /// The record an upcall uses. Null until that depth has been reached once, and while the call has terms of its own or carries an error.
     newer: Cell<*const ForeignFrame>,
     /// References that upcalls of this call have handed to C: rooted until C's caller has them.
     results: Results,
@@ -66,8 +66,11 @@ pub(crate) struct ForeignFrame {
     pending: UnsafeCell<Option<Payload>>,
     /// What the call in progress asked for, if it has terms of its own.
     terms: Cell<Option<Terms>>,
-    /// `newer`, while the call in progress has terms of its own.
+    /// `newer`, while the call in progress has terms of its own, or carries an error: its upcalls then find
+    /// no link, and take the cold way.
     set_aside: Cell<*const ForeignFrame>,
+    /// How many upcalls have not run since the call carries an error.
+    skipped_upcalls: core::cell::Cell<u32>,
     /// The machine's state on the managed side of a call that preserves it.
     machine: Cell<Saved>,
     /// The policy of the upcall function that runs in this activation, if it has one of its own.
@@ -114,6 +117,18 @@ pub(crate) struct Terms {
     pub(crate) preserve: MachineState,
     /// Whether something was declared that ends with the first upcall.
     pub(crate) ends_with_upcall: bool,
+    /// What becomes of upcalls when one has failed.
+    pub(crate) after_error: AfterError,
+}
+
+/// What becomes of an upcall when the foreign call it comes from carries an error already.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum AfterError {
+    /// C gets the fallback value at once.
+    #[default]
+    Skip,
+    /// It runs.
+    Run,
 }
 
 /// Whether a foreign call may call back.
@@ -203,6 +218,7 @@ impl ForeignFrame {
             pending: UnsafeCell::new(None),
             terms: Cell::new(None),
             set_aside: Cell::new(ptr::null()),
+            skipped_upcalls: core::cell::Cell::new(0),
             machine: Cell::new(Saved::NOTHING),
             own_policy: Cell::new(None),
             #[cfg(feature = "libffi")]
@@ -292,9 +308,8 @@ impl ForeignFrame {
     /// Begins a call with terms of its own: its upcalls take the cold way.
     pub(crate) fn begin_terms(&self, terms: Terms) {
         // In force already only if the guard of an `enter` was leaked, against its contract.
-        if self.terms.replace(Some(terms)).is_none() {
-            self.set_aside.set(self.newer.replace(ptr::null()));
-        }
+        self.set_link_aside();
+        self.terms.set(Some(terms));
         self.machine.set(Saved::read(terms.preserve));
     }
 
@@ -307,9 +322,43 @@ impl ForeignFrame {
     /// Ends a call with terms of its own that foreign code has skipped; the machine's state is its affair.
     pub(crate) fn forget_terms(&self) {
         if self.terms.take().is_some() {
-            self.newer.set(self.set_aside.replace(ptr::null()));
             self.machine.set(Saved::NOTHING);
+            self.put_link_back();
         }
+    }
+
+    /// Says whether the link to the next record is set aside.
+    fn is_link_aside(&self) -> bool {
+        self.terms.get().is_some() || self.carries_error()
+    }
+
+    /// Sets the link aside, if it is not: before what asks for that is noted.
+    fn set_link_aside(&self) {
+        if !self.is_link_aside() {
+            self.set_aside.set(self.newer.replace(ptr::null()));
+        }
+    }
+
+    /// Puts the link back, if nothing asks for it to be aside any more.
+    fn put_link_back(&self) {
+        if !self.is_link_aside() {
+            self.newer.set(self.set_aside.replace(ptr::null()));
+        }
+    }
+
+    /// Says whether an upcall of the call in progress has failed, and the call is to go on with its error. For its own thread.
+    pub(crate) fn carries_error(&self) -> bool {
+        self.after.get() & after::PENDING != 0
+    }
+
+    /// Counts an upcall that has not run, since the call carries an error.
+    pub(crate) fn count_skipped_upcall(&self) {
+        self.skipped_upcalls.set(self.skipped_upcalls.get().saturating_add(1));
+    }
+
+    /// Takes the count of upcalls that have not run.
+    pub(crate) fn take_skipped_upcalls(&self) -> u32 {
+        self.skipped_upcalls.take()
     }
 
     /// Ends what the upcall of this activation has set, and foreign code has skipped.
@@ -346,12 +395,12 @@ impl ForeignFrame {
 
     /// The link to the next newer record, whatever the terms of the call in progress; null until that depth has been reached once.
     pub(crate) fn link(&self) -> *const Self {
-        if self.terms.get().is_some() { self.set_aside.get() } else { self.newer.get() }
+        if self.is_link_aside() { self.set_aside.get() } else { self.newer.get() }
     }
 
     /// The record of the next newer activation, whatever the terms of the call in progress; made if that depth has not been reached yet.
     pub(crate) fn newer_slow(&self) -> *const Self {
-        let link = if self.terms.get().is_some() { &self.set_aside } else { &self.newer };
+        let link = if self.is_link_aside() { &self.set_aside } else { &self.newer };
         if link.get().is_null() {
             // The mutator is foreign: the handler of a signal that makes an upcall must not find the allocator's lock held by this thread.
             let _blocked = SignalsBlocked::new();
@@ -370,7 +419,7 @@ impl ForeignFrame {
 
     /// Takes the newer records out of the chain, so that no later activation uses them; null if there is none. For its own thread, while it names none of them.
     pub(crate) fn cut_newer(&self) -> *const Self {
-        let link = if self.terms.get().is_some() { &self.set_aside } else { &self.newer };
+        let link = if self.is_link_aside() { &self.set_aside } else { &self.newer };
         link.replace(ptr::null())
     }
 
@@ -380,7 +429,6 @@ impl ForeignFrame {
     ///
     /// None of them is published or used any more.
     pub(crate) unsafe fn free_newer(&self) {
-        self.forget_terms();
         // SAFETY: promised by the caller; the only link to them has just been cut.
         unsafe { Self::free_chain(self.cut_newer()) };
     }
@@ -467,13 +515,17 @@ impl ForeignFrame {
         }
         // SAFETY: only the record's own thread touches `pending`, and no reference to it is kept.
         unsafe { *self.pending.get() = Some(payload) };
+        self.set_link_aside();
         self.after.set(self.after.get() | after::PENDING);
         None
     }
 
     /// Takes the pending panic.
     pub(crate) fn take_pending(&self) -> Option<Payload> {
-        self.after.set(self.after.get() & !after::PENDING);
+        if self.carries_error() {
+            self.after.set(self.after.get() & !after::PENDING);
+            self.put_link_back();
+        }
         // SAFETY: as in `set_pending`.
         unsafe { (*self.pending.get()).take() }
     }
@@ -486,8 +538,11 @@ impl ForeignFrame {
         // SAFETY: the record's own thread, managed, with the call over: nobody borrows the arena. Entries in it need no drop.
         unsafe { (*self.arena.get()).reset() };
         let unclaimed = self.take_pending();
+        self.skipped_upcalls.set(0);
         self.after.set(0);
-        drop(unclaimed);
+        if let Some(payload) = unclaimed {
+            unwind::discard(payload);
+        }
     }
 
     /// Calls `visit` for each result an upcall has handed to C, and for each argument that can be released and has not been.
@@ -563,12 +618,24 @@ pub enum RelocationError {
     #[error("{0:x?} is not a stack: it is empty")]
     Empty(Range<usize>),
     /// The range overlaps a stack the mutator has already.
-    #[error("{declared:x?} overlaps the managed stack {known:x?}; each stack is declared once")]
+    #[error(
+        "{declared:x?} overlaps the managed stack {known:x?}; each stack is declared once; withdraw one that is gone with `Mutator::withdraw_stack`"
+    )]
     Overlaps {
         /// The range given.
         declared: Range<usize>,
         /// The stack it overlaps.
         known: Range<usize>,
+    },
+    /// Older activations have saved addresses in the stack.
+    #[error(
+        "{words} saved address(es) of older activations lie in the managed stack {stack:x?}; withdraw it when the foreign calls made from it are over"
+    )]
+    InUse {
+        /// The stack.
+        stack: Range<usize>,
+        /// How many addresses there are.
+        words: usize,
     },
 }
 
@@ -622,6 +689,13 @@ impl Relocation {
         } else {
             Err(RelocationError::OutsideNewStack { what: "root slot", address, moved, new: self.new.clone() })
         }
+    }
+
+    /// How many saved addresses of `newest` and the older records, and root slots in `roots`, lie in `stack`.
+    pub(crate) fn words_in(stack: &Range<usize>, newest: *const ForeignFrame, roots: &RootStack) -> usize {
+        let in_place = Self { old: stack.clone(), new: stack.clone(), end: StackEnd::Low };
+        // Nothing leaves a stack that stays where it is.
+        in_place.pass(newest, roots, false).unwrap_or(usize::MAX)
     }
 
     /// Rebases every saved sp and fp of `newest` and the older records, and every root slot in `roots`, that pointed into the old

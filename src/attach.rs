@@ -10,8 +10,8 @@ use crate::registry::{Ask, AttachError};
 use crate::state::{Event, State};
 use crate::steps::{Step, reached};
 use crate::thread::{Record, link, unlink};
-use crate::unwind::{self, hook};
-use crate::vm::{Crossing, FrameKind, Report, StackScanner, Wanted};
+use crate::unwind::hook;
+use crate::vm::{Crossing, FrameKind, Report, StackScanner, Wanted, tell};
 use core::any::TypeId;
 use core::cell::UnsafeCell;
 use core::panic::Location;
@@ -33,9 +33,7 @@ impl<V: StackScanner> Leave for Shared<V> {
                 self.tell_leaving(header);
             }
             header.word.publish(base, V::FAULTS);
-            // Caught: a panic in a thread's destructors ends the process, and the mutator must be let go first.
-            let report = Report::ActivationsSkipped { skipped, call_site: None };
-            drop(unwind::stop(|| self.vm.report(&report)));
+            header.held(|| tell(&self.vm, &Report::ActivationsSkipped { skipped, call_site: None }));
         }
         self.detach_after(header, None, jumped)
     }
@@ -257,8 +255,10 @@ impl<V: StackScanner> Shared<V> {
         site: Option<&'static Location<'static>>,
         jumped: bool,
     ) -> Result<(), &'static str> {
-        if header.is_reporting() {
-            return Err("it waits, and this is in the report of that; detach when the report has returned");
+        if header.is_held() {
+            return Err(
+                "the crate is calling code of the VM for it (a visitor, a report or a hook), and goes on with it then; detach when that has returned",
+            );
         }
         if !self.coordinator.is_of_this_process() {
             return Err(process::FORKED);
@@ -310,9 +310,26 @@ impl<V: StackScanner> Shared<V> {
         drop(blocked);
         drop(local);
         if leaked > 0 {
-            self.vm.report(&Report::ArgumentsLeaked { mutator, count: leaked });
+            tell(&self.vm, &Report::ArgumentsLeaked { mutator, count: leaked });
         }
         drop(world);
         Ok(())
+    }
+}
+
+impl<V: StackScanner> Shared<V> {
+    /// Ends the fibers there are still: their `Fiber`s do not keep the world. Nobody else has the world.
+    pub(crate) fn end_fibers(&mut self) {
+        for header in self.coordinator.drain_attached() {
+            // SAFETY: attached records are live; what is attached now is a fiber's, since a thread that is attached keeps its world.
+            let header = unsafe { &*header };
+            // Taken for good: frames of it that are switched to find it so. (A fiber of a thread that stayed behind in the parent of a forked process is lost already.)
+            let ended = header.fiber().is_some_and(FiberState::end);
+            header.keep_fiber_state();
+            if ended {
+                // SAFETY: nobody runs it, and nobody can any more.
+                unsafe { self.end_fiber(header) };
+            }
+        }
     }
 }

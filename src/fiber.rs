@@ -28,16 +28,23 @@ use crate::world::{Attachment, World};
 use core::fmt;
 use core::panic::Location;
 use core::ptr::NonNull;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 /// A chain of activations that threads take up and put down: the managed side of a fiber. Made by [`World::fiber`].
 ///
 /// Dropping it while its activations are suspended gives up what they hold, and is reported ([`Report::FiberDropped`](crate::Report::FiberDropped)): drop the stack first, inside
 /// [`Mutator::resume`], so that its destructors run. A collector may drop fibers in a pause: they end when the pause does.
+///
+/// It does not keep its world: a scheduler's VM can keep its own fibers. Nothing is lost by that, since only a
+/// thread that is attached can resume a fiber, and that thread keeps the world. When the world ends,
+/// its fibers end with it, and those that are suspended are reported.
 pub struct Fiber<V: StackScanner> {
+    /// Used only while the world lives.
     record: NonNull<Record<V>>,
+    /// The number of its mutator.
+    id: u64,
     state: Arc<FiberState>,
-    shared: Arc<Shared<V>>,
+    shared: Weak<Shared<V>>,
 }
 
 // SAFETY: the record is used by the thread that has made its state `Running`, by a stopper in a pause, or under the registry's lock; `V::Local` is `Send`.
@@ -69,21 +76,25 @@ impl<V: StackScanner> World<V> {
     /// ```
     pub fn fiber(&self) -> Result<Fiber<V>, AttachError> {
         let state = Arc::new(FiberState::new());
-        let record = NonNull::from(self.shared().attach_fiber(&state)?);
-        Ok(Fiber { record, state, shared: Arc::clone(self.shared()) })
+        let record = self.shared().attach_fiber(&state)?;
+        let id = record.header.id.get();
+        Ok(Fiber { record: NonNull::from(record), id, state, shared: Arc::downgrade(self.shared()) })
     }
 }
 
 impl<V: StackScanner> Fiber<V> {
-    fn record(&self) -> &Record<V> {
-        // SAFETY: records live as long as their world, which `shared` keeps.
+    /// # Safety
+    ///
+    /// The world lives, as long as the result is used.
+    unsafe fn record(&self) -> &Record<V> {
+        // SAFETY: records live as long as their world.
         unsafe { self.record.as_ref() }
     }
 
     /// The number of its mutator.
     #[must_use]
     pub fn id(&self) -> u64 {
-        self.record().header.id.get()
+        self.id
     }
 
     /// Enters the fiber: runs `body` managed, with the fiber's own mutator. Called on the fiber's stack, while the fiber is [resumed](Mutator::resume) on this thread.
@@ -96,19 +107,21 @@ impl<V: StackScanner> Fiber<V> {
     ///
     /// With what `body` panics with; the fiber can be entered again then.
     pub fn run<R>(&self, body: impl FnOnce(&mut Mutator<V>) -> R) -> Result<R, FiberError> {
-        let header = &self.record().header;
         if !self.state.is_running_on(thread_token()) {
             return Err(FiberError::NotResumed);
         }
+        // SAFETY: resumed on this thread, by a mutator of its world, which is attached and in that call still.
+        let record = unsafe { self.record() };
+        let header = &record.header;
         if !header.word.is_published(&raw const header.base) {
             return Err(FiberError::Entered);
         }
-        if self.shared.coordinator.is_held_here() {
+        if header.coordinator().is_held_here() {
             return Err(FiberError::PauseHeldHere);
         }
         let mut outcome = None;
         self.state.set_in_run(true);
-        run_on(self.record(), |mutator| outcome = Some(unwind::stop(|| body(mutator))));
+        run_on(record, |mutator| outcome = Some(unwind::stop(|| body(mutator))));
         self.state.set_in_run(false);
         match outcome {
             Some(Ok(result)) => Ok(result),
@@ -124,17 +137,17 @@ impl<V: StackScanner> Drop for Fiber<V> {
         if self.state.is_lost() {
             return; // its record is leaked: the thread that ran it may have left it torn
         }
+        // Without its world the mutator has ended: see `Shared::end_fibers`.
+        let Some(shared) = self.shared.upgrade() else { return };
         if !self.state.end() {
             unwind::abort(format_args!("fiber {} was dropped while it runs", self.id()));
         }
-        let header = &self.record().header;
-        if !header.word.is_published(&raw const header.base) {
-            // Frames on the fiber's stack look at it if they are switched to.
-            let _kept = Arc::into_raw(Arc::clone(&self.state));
-        }
-        if self.shared.coordinator.dismiss_fiber(header) {
+        // SAFETY: the world lives.
+        let header = unsafe { &self.record().header };
+        header.keep_fiber_state();
+        if shared.coordinator.dismiss_fiber(header) {
             // SAFETY: this is its `Fiber`, and it has just been dismissed.
-            unsafe { self.shared.end_fiber(header) };
+            unsafe { shared.end_fiber(header) };
         }
     }
 }
@@ -219,12 +232,13 @@ impl<V: StackScanner> Mutator<V> {
         fiber: &Fiber<V>,
         switch: impl FnOnce() -> R,
     ) -> Result<R, FiberError> {
-        if !core::ptr::eq(self.shared(), Arc::as_ptr(&fiber.shared)) {
+        if !core::ptr::eq(self.shared(), fiber.shared.as_ptr()) {
             return Err(FiberError::OtherWorld);
         }
         let token = thread_token();
         fiber.state.resume(token)?;
-        let taken = &fiber.record().header;
+        // SAFETY: it is of this mutator's world, which lives.
+        let taken = unsafe { &fiber.record().header };
         let _put_down = scopeguard::guard(&fiber.state, |state| {
             // SAFETY: the word of an attached mutator holds a live record.
             state.suspend(token, unsafe { &*taken.word.record() }.depth);

@@ -537,7 +537,7 @@ impl<'m, V: StackScanner> ForeignCall<'m, V> {
             self.frame.begin_terms(terms);
         }
         if let Some(interrupt) = self.interrupt {
-            self.header().begin_interrupt(self.frame.depth, interrupt);
+            self.header().interrupts.begin(self.frame.depth, interrupt);
         }
         Manner {
             given: self.anchor.is_some(),
@@ -711,7 +711,7 @@ impl<V: StackScanner> Foreign<'_, '_, V> {
             frame.end_terms();
         }
         if self.manner.interruptible {
-            header.end_interrupts(frame.depth);
+            header.interrupts.end(frame.depth);
         }
         come_back(vm, header, frame, self.manner.crossing);
         frame.forget_given::<V>(self.manner.given);

@@ -90,7 +90,7 @@ impl<V: StackScanner> Prepared for StopForFork<'_, V> {
         // Seen just now: this thread holds no pause. A handler of a library cannot have begun one and kept it.
         let Ok(stopped) = shared.stop(self.site) else { return };
         // Another thread may be interrupting a call that this activation is an upcall of.
-        let interrupts = Box::new(self.header.interrupts());
+        let interrupts = Box::new(self.header.interrupts.stand_still());
         let mut locks: Locks<'_> = vec![interrupts, Box::new(homes_held()), Box::new(shared.pins.held())];
         #[cfg(feature = "audit")]
         if let Some(audit) = &shared.coordinator.audit {
@@ -112,6 +112,7 @@ impl<V: StackScanner> Prepared for StopForFork<'_, V> {
         if in_child {
             FenceStrategy::after_fork();
             stopped.forget_others(is_mine);
+            self.header.interrupts.forget_other_threads();
         }
     }
 

@@ -16,7 +16,7 @@ use crate::errno::Errno;
 use crate::foreign_call::ForeignCall;
 use crate::mutator::Mutator;
 use crate::record::Header;
-use crate::vm::{ArgumentError, ArgumentPlan, Report, StackScanner, Vm};
+use crate::vm::{ArgumentError, ArgumentPlan, Report, StackScanner, Vm, tell};
 use core::fmt;
 use core::marker::PhantomData;
 use core::panic::Location;
@@ -271,6 +271,6 @@ fn look_at_clock<V: Vm>(vm: &V, header: &Header, site: &LeafSite, call_site: &'s
         let Some(delay) = delay.filter(|&delay| delay > site.budget) else { return };
         site.count();
         let promoted = site.is_promoted();
-        vm.report(&Report::LeafOverBudget { call_site, delay, budget: site.budget, promoted });
+        tell(vm, &Report::LeafOverBudget { call_site, delay, budget: site.budget, promoted });
     });
 }

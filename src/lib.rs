@@ -191,7 +191,8 @@ pub use sync::FenceStrategy;
 pub use timing::{Histogram, Timings};
 pub use unwind::Thrown;
 pub use upcall::{
-    Aborting, FallbackOnly, Throwing, UpcallBody, UpcallClosure, upcall_fn, upcall_fn_or, upcall_fn_unwind,
+    Aborting, Always, FallbackOnly, Throwing, UpcallBody, UpcallClosure, upcall_fn, upcall_fn_or,
+    upcall_fn_unwind,
 };
 pub use vm::{
     ArgumentError, ArgumentPlan, Capture, Crossing, ErrorPolicy, ExceptionText, FrameKind, Group, Holder,

@@ -1,6 +1,6 @@
 //! [`Mutator`]: the handle whose `&mut` is the proof of being managed.
 
-use crate::activation::{ForeignFrame, RelocationError, StackEnd};
+use crate::activation::{ForeignFrame, Relocation, RelocationError, StackEnd};
 use crate::anchor::Anchor;
 use crate::chain::{self, ChainError};
 use crate::checked::{CHECKED, Region};
@@ -208,6 +208,10 @@ impl<V: StackScanner> Mutator<V> {
         if self.header().word.is_stopping() {
             at_safepoint::<V, ()>(self.header(), self.frame(), Event::Poll, anchor, site, || ());
         }
+        if self.header().posted_at.get() != 0 {
+            // Work in work would nest without limit. The bit stays, so the poll after it does this work.
+            return;
+        }
         if V::FAULTS.has(Faults::WOKEN_TOO_LATE) {
             self.do_posted();
             self.header().word.take_wake();
@@ -219,6 +223,11 @@ impl<V: StackScanner> Mutator<V> {
     /// Does what other threads have posted.
     fn do_posted(&mut self) {
         let Some(mailbox) = self.header().mailbox.borrow().clone() else { return };
+        self.header().posted_at.set(self.frame().depth + 1);
+        let over = scopeguard::guard(NonNull::from(self.header()), |header| {
+            // SAFETY: this mutator's own header.
+            unsafe { header.as_ref() }.posted_at.set(0);
+        });
         // What is left if one panics is done at the next poll.
         let again = scopeguard::guard(NonNull::from(self.header()), |header| {
             // SAFETY: this mutator's own header.
@@ -230,6 +239,7 @@ impl<V: StackScanner> Mutator<V> {
             work(self, data);
         });
         scopeguard::ScopeGuard::into_inner(again);
+        drop(over);
     }
 
     /// The world, kept alive.
@@ -374,7 +384,8 @@ impl<V: StackScanner> Mutator<V> {
         NotedLock { locks, mutator: self.id(), name, site }
     }
 
-    /// Tells the crate that `range` (addresses) is a managed stack of this mutator, which may move later.
+    /// Tells the crate that `range` (addresses) is a managed stack of this mutator, which may move later, until
+    /// [`withdraw_stack`](Self::withdraw_stack).
     ///
     /// # Errors
     ///
@@ -388,6 +399,41 @@ impl<V: StackScanner> Mutator<V> {
             return Err(RelocationError::Overlaps { declared: range, known: known.clone() });
         }
         stacks.push(range);
+        Ok(())
+    }
+
+    /// Takes back what [`declare_stack`](Self::declare_stack) said: `range`, as it is now, is no stack of this
+    /// mutator any more, and its memory may serve for another.
+    ///
+    /// # Errors
+    ///
+    /// If the mutator has no such stack, or an older activation has saved an address in it. Nothing has been
+    /// changed then.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use reentry::{testkit::TestVm, World};
+    /// let world = World::new(TestVm::new());
+    /// let mut mutator = world.attach()?;
+    /// mutator.declare_stack(0x1000..0x2000)?;
+    /// mutator.withdraw_stack(0x1000..0x2000)?;
+    /// // The memory has been given out again, for a larger stack.
+    /// mutator.declare_stack(0x1000..0x3000)?;
+    /// assert!(mutator.withdraw_stack(0x1000..0x2000).is_err());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn withdraw_stack(&mut self, range: Range<usize>) -> Result<(), RelocationError> {
+        let header = self.header();
+        let mut stacks = header.stacks.borrow_mut();
+        let Some(index) = stacks.iter().position(|stack| *stack == range) else {
+            return Err(RelocationError::UnknownStack { old: range, known: stacks.clone() });
+        };
+        let words = Relocation::words_in(&range, self.frame().older, &header.roots);
+        if words > 0 {
+            return Err(RelocationError::InUse { stack: range, words });
+        }
+        stacks.remove(index);
         Ok(())
     }
 

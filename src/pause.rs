@@ -30,7 +30,7 @@ use crate::state::STOP;
 use crate::steps::{Step, reached, waits};
 use crate::sync::{relax, thread_token};
 use crate::timing::Sites;
-use crate::vm::{ArgumentPlan, FrameKind, Report, RootVisitor, Segment, Slot, StackScanner, Wanted};
+use crate::vm::{ArgumentPlan, FrameKind, Report, RootVisitor, Segment, Slot, StackScanner, Wanted, tell};
 use crate::{RelocationError, StackEnd};
 use core::cell::Cell;
 use core::fmt;
@@ -87,7 +87,7 @@ impl<V: StackScanner> Shared<V> {
         }
         let leaks = self.leaks();
         if leaks.keeps_objects() && !self.leaks_reported.swap(true, Ordering::Relaxed) {
-            self.vm.report(&Report::Leaked { leaks: &leaks });
+            tell(&self.vm, &Report::Leaked { leaks: &leaks });
         }
     }
 }
@@ -124,6 +124,7 @@ impl Those {
 impl<V: StackScanner> Drop for Shared<V> {
     fn drop(&mut self) {
         // The VM and the tables are there until this function is over.
+        self.end_fibers();
         self.report_leaks();
         for header in self.coordinator.drain_idle() {
             // SAFETY: a record is made by `Box::into_raw` of a `MutatorRecord<V::Local>`; an idle one is nobody else's.
@@ -232,10 +233,12 @@ impl<V: StackScanner> Shared<V> {
         self.coordinator.give_idle(header);
         drop(local);
         if activations > 0 {
-            self.vm.report(&Report::FiberDropped { fiber, activations, suspended_at });
+            tell(&self.vm, &Report::FiberDropped { fiber, activations, suspended_at });
         }
     }
+}
 
+impl<V: StackScanner> Shared<V> {
     /// Calls `f` with the mutator numbered `id` and what it has published: null if it is running. It stays as it is meanwhile. `None` if there is no such mutator.
     ///
     /// # Errors
@@ -482,12 +485,38 @@ impl<'p, V: StackScanner> StoppedMutator<'p, V> {
     ///
     /// # Panics
     ///
-    /// Never: an attached mutator has its data.
+    /// If the mutator is leaving, or its attachment was leaked and its thread has exited: see
+    /// [`try_local`](Self::try_local).
     #[must_use]
+    #[track_caller]
     pub fn local(&self) -> &'p V::Local {
-        // SAFETY: the mutator's thread is stopped or foreign, where it has no access to its local data; the stopper's thread alone uses
-        // it, which `V::Local: Send` allows. It is `Some` while attached.
-        unsafe { (*self.record.local.get()).as_ref() }.expect("an attached mutator has its local data")
+        let site = Location::caller();
+        let Some(local) = self.try_local() else {
+            panic!(
+                "reentry: mutator {} has no data to lend at {site}: it is leaving, or its attachment was leaked and its thread has exited; use `try_local`",
+                self.id()
+            )
+        };
+        local
+    }
+
+    /// The VM's own data of this mutator; `None` if the mutator is leaving, or its attachment was leaked and
+    /// its thread has exited.
+    ///
+    /// Such a mutator has no frames, so nothing is scanned with its data; what its guards declared is
+    /// reported as ever. The data is not lent because whoever has leaked the attachment may have it still,
+    /// as a `&'static mut` (I9).
+    #[must_use]
+    pub fn try_local(&self) -> Option<&'p V::Local> {
+        // SAFETY: null, or the record the stopped mutator has published.
+        let newest = unsafe { self.header().stopped.get().as_ref() };
+        if newest.is_some_and(|newest| newest.kind.get() == FrameKind::Leaving) {
+            return None;
+        }
+        // SAFETY: the mutator's thread is stopped or foreign, and has not exited. What has lent its local data out there is borrowed, until it lends it again, by a
+        // handle that cannot be used for a crossing meanwhile: while the data is out, the mutator is managed, or leaving, which was just excluded. The
+        // stopper's thread alone uses it, which `V::Local: Send` allows. It is `Some` while attached.
+        unsafe { (*self.record.local.get()).as_ref() }
     }
 
     /// The activations, newest first.

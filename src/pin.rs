@@ -19,6 +19,8 @@ pub(crate) struct PinTable<R> {
 
 struct Pins<R> {
     owners: Vec<Option<Owner<R>>>,
+    /// The places of `owners` that are free.
+    free_owners: Vec<usize>,
     /// The next pin's number.
     next: u64,
     /// A pause is in force: the roots of the world must stay what they are.
@@ -78,7 +80,8 @@ impl<R: Copy> PinTable<R> {
     pub(crate) fn new() -> Self {
         // A number, nothing else hangs on it.
         static NUMBERS: AtomicUsize = AtomicUsize::new(0);
-        let pins = Pins { owners: Vec::new(), next: 0, frozen: false, ended: Vec::new() };
+        let pins =
+            Pins { owners: Vec::new(), free_owners: Vec::new(), next: 0, frozen: false, ended: Vec::new() };
         Self { number: NUMBERS.fetch_add(1, Ordering::Relaxed), pins: Mutex::new(pins) }
     }
 
@@ -160,12 +163,14 @@ pub struct Pinner<R: Copy> {
 impl<R: Copy> Pinner<R> {
     pub(crate) fn new(table: Arc<PinTable<R>>, site: &'static Location<'static>) -> Self {
         let new = Owner { site, pins: Vec::new(), free: Vec::new() };
-        let owner = table.with(|pins| match pins.owners.iter().position(Option::is_none) {
+        let owner = table.with(|pins| match pins.free_owners.pop() {
             Some(free) => {
                 pins.owners[free] = Some(new);
                 free
             }
             None => {
+                // Room for its place among the free ones, so that a drop allocates nothing.
+                pins.free_owners.reserve(pins.owners.len() + 1);
                 pins.owners.push(Some(new));
                 pins.owners.len() - 1
             }
@@ -255,6 +260,7 @@ impl<R: Copy> Drop for Pinner<R> {
         self.table.with(|pins| {
             pins.end(self.owner);
             pins.owners[self.owner] = None;
+            pins.free_owners.push(self.owner);
         });
     }
 }

@@ -15,7 +15,7 @@ use crate::foreign_value::ForeignValue;
 use crate::pause::Shared;
 use crate::record::Header;
 use crate::root_stack::{Entry, EntryKind};
-use crate::vm::{ArgumentPlan, Report, Residence, StackScanner};
+use crate::vm::{ArgumentPlan, Report, Residence, StackScanner, tell};
 use core::panic::Location;
 
 /// One address a call takes to foreign code.
@@ -76,7 +76,7 @@ impl PassedAddresses {
             let Some(residence) = shared.vm.locate(address) else { return false };
             let protected = protection.covers(&shared.vm, address, residence);
             if !protected {
-                shared.vm.report(&Report::UnprotectedPointer { address, call_site, argument, residence });
+                tell(&shared.vm, &Report::UnprotectedPointer { address, call_site, argument, residence });
             }
             protected && argument.is_none()
         });

@@ -34,6 +34,7 @@ impl<V: StackScanner> Clone for Poster<V> {
 impl<V: StackScanner> Poster<V> {
     /// Posts `work`, which the mutator's thread runs with `data` at its next [poll](Mutator::poll), managed: it may do what managed code may do.
     ///
+    /// Work that polls does no other posted work: what has been posted meanwhile is done at the next poll after it, so work does not nest.
     /// A mutator that is foreign does it at its first poll after it came back. Posts may be done in another order than they were made. What a mutator has not done when it
     /// detaches is dropped.
     ///

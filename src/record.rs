@@ -8,17 +8,23 @@
 //! - `word`: see [`CrossingWord`](crate::state::CrossingWord).
 //! - `roots`, the records, `stacks`, `local`: its own thread while managed; the stopper while the mutator is published in a pause (I4).
 //! - A record's link `newer`: its own thread, also while foreign, on the way into an upcall; stoppers follow `older` only.
-//! - `interrupts`: its lock. `mailbox`: its own thread.
+//! - `interrupts`: its lock. `mailbox`, `holds`, `posted_at`: its own thread.
 //! - `stopped`: the stopper, during its pause.
 //! - `checked`: its own thread; its canary also a stopper, during its pause.
 //! - `thread`: written by its own thread before the mutator is admitted (and in a forked process, where there
-//!   is no other); read by any while it is attached. `reporting`: its own thread.
+//!   is no other); read by any while it is attached.
 //! - `index`: whoever holds the registry's lock. `next_on_thread`, `keep`, `free_handles`, `releases`: its own thread.
 //! - `ownership`: its own thread; others read it under the registry's lock while it is attached, when it changes under that lock only.
 //!
+//! # While code of the user's runs
+//!
+//! - **R2** Where the crate goes on with a record after code of the user's (a visitor, a report, a hook), it
+//!   runs that code inside [`Header::held`]; where it goes on with an interrupt, inside
+//!   [`Interrupts::call_newest`]'s value. No lock is held over either.
+//!
 //! # One pointer for the whole record
 //!
-//! - **R1** `whole` is the pointer that `Box::into_raw` gave for the record, and the lists of records (a
+//! - **R4** `whole` is the pointer that `Box::into_raw` gave for the record, and the lists of records (a
 //!   thread's, the registry's, the idle ones) hold that pointer. Reaching the VM's data and freeing the
 //!   record need it: Rust lets a pointer reach what the reference it was made of covers, and `&Header`
 //!   covers the header.
@@ -30,7 +36,7 @@ use crate::mailbox::Mailbox;
 use crate::os_thread::ThreadTag;
 use crate::root_stack::RootStack;
 use crate::state::{CrossingWord, State};
-use crate::sync::{Cell, Changes, FenceStrategy, release_fence};
+use crate::sync::{Cell, Changes, FenceStrategy, release_fence, thread_token};
 use crate::vm::{FrameKind, Vm};
 use core::any::TypeId;
 use core::cell::{RefCell, UnsafeCell};
@@ -206,6 +212,11 @@ pub(crate) struct Header {
     pub(crate) world: *const (),
     /// The pointer this record was made with; see [`Header::whole`].
     whole: Cell<*const Header>,
+    /// How much of the user's code runs now from which the crate goes on with this record; see
+    /// [`Header::held`].
+    holds: core::cell::Cell<u32>,
+    /// The depth of the activation that does posted work, plus 1; 0 while none does.
+    pub(crate) posted_at: core::cell::Cell<u32>,
     /// What an upcall's stack pointer is compared with on the common way in: `own_limit`, or more while an upcall of a signal handler runs.
     pub(crate) stack_limit: Cell<usize>,
     /// The record of the oldest activation, in the mutator itself: the common case touches no other memory.
@@ -221,8 +232,8 @@ pub(crate) struct Header {
     pub(crate) fiber: Cell<*const FiberState>,
     /// Counts changes of older records in place.
     pub(crate) changes: Changes,
-    /// How to make foreign calls in progress return, oldest first, with the depth of each.
-    interrupts: std::sync::Mutex<Vec<(u32, Interrupt)>>,
+    /// How to make foreign calls in progress return.
+    pub(crate) interrupts: Interrupts,
     /// The locks the VM has noted.
     pub(crate) locks: Arc<NotedLocks>,
     /// What other threads have posted; made when it is asked for.
@@ -242,8 +253,6 @@ pub(crate) struct Header {
     pub(crate) keep: RefCell<Option<Arc<dyn Leave>>>,
     /// The thread that attached it; nothing for a fiber. Written before it is admitted, so that any thread can read it while it is attached.
     pub(crate) thread: Cell<ThreadTag>,
-    /// Its thread is in the report of a wait, which is code of the VM: it is not detached meanwhile. Its own thread's.
-    reporting: Cell<bool>,
     /// What checked mode keeps. Last, for its canary.
     pub(crate) checked: Checked,
 }
@@ -257,6 +266,8 @@ impl Header {
             next_on_thread: Cell::new(ptr::null()),
             world,
             whole: Cell::new(ptr::null()),
+            holds: core::cell::Cell::new(0),
+            posted_at: core::cell::Cell::new(0),
             base: ForeignFrame::new(ptr::null(), 0),
             stopped: Cell::new(ptr::null()),
             ownership: Cell::new(Ownership::Nobody),
@@ -264,7 +275,7 @@ impl Header {
             id: Cell::new(0),
             index: Cell::new(usize::MAX),
             stacks: RefCell::new(Vec::new()),
-            interrupts: std::sync::Mutex::new(Vec::new()),
+            interrupts: Interrupts::default(),
             fiber: Cell::new(ptr::null()),
             changes: Changes::default(),
             locks: Arc::default(),
@@ -276,7 +287,6 @@ impl Header {
             free_handles: Cell::new(ptr::null()),
             releases: Cell::new(0),
             thread: Cell::new(ThreadTag::default()),
-            reporting: Cell::new(false),
             checked: Checked::new(),
         }
     }
@@ -285,6 +295,27 @@ impl Header {
     pub(crate) fn native_stack(&self) -> Range<usize> {
         let (lowest, base) = self.native_stack.get();
         lowest..base
+    }
+
+    /// Runs code of the user's (a visitor, a report, a hook) from which the crate goes on with this
+    /// record. Until it is over, detaching the mutator is refused (R2), so the record, the VM and the
+    /// world are there. For its own thread.
+    ///
+    /// Not round the body of an upcall: foreign code may jump over that, and nothing would end the hold.
+    ///
+    /// # Panics
+    ///
+    /// With what `code` panics with.
+    #[inline(always)]
+    pub(crate) fn held<R>(&self, code: impl FnOnce() -> R) -> R {
+        self.holds.set(self.holds.get() + 1);
+        let _end = scopeguard::guard((), |()| self.holds.set(self.holds.get() - 1));
+        code()
+    }
+
+    /// Says whether code runs from which the crate goes on with this record. For its own thread.
+    pub(crate) fn is_held(&self) -> bool {
+        self.holds.get() != 0
     }
 
     /// Writes the canaries, now that the record is where it stays, and keeps the pointer it was made
@@ -306,7 +337,7 @@ impl Header {
     /// The pointer this record was made with: good for all of it, the VM's own data included.
     ///
     /// A pointer made of `&Header` is good for the header alone, though it has the same address.
-    /// So each list of records, and each step from a header to the rest, uses this one (R1).
+    /// So each list of records, and each step from a header to the rest, uses this one (R4).
     #[inline(always)]
     pub(crate) fn whole(&self) -> *const Self {
         self.whole.get()
@@ -319,7 +350,7 @@ impl Header {
     /// The record is one of a world whose `Vm::Local` is `L`, and lives as long as the result.
     #[inline(always)]
     pub(crate) unsafe fn record<'r, L>(&self) -> &'r MutatorRecord<L> {
-        // SAFETY: `whole` is the pointer that `Box::into_raw` gave for a `MutatorRecord<L>` (R1); it
+        // SAFETY: `whole` is the pointer that `Box::into_raw` gave for a `MutatorRecord<L>` (R4); it
         // lives, by contract, and nobody forms `&mut` to it.
         unsafe { &*self.whole().cast::<MutatorRecord<L>>() }
     }
@@ -380,18 +411,6 @@ impl Header {
         }
     }
 
-    /// Runs `wait`, which may report. The report is code of the VM: it must not detach this mutator.
-    pub(crate) fn while_reporting<R>(&self, wait: impl FnOnce() -> R) -> R {
-        let outer = self.reporting.replace(true);
-        let _back = scopeguard::guard((), |()| self.reporting.set(outer));
-        wait()
-    }
-
-    /// Says whether the thread of this mutator waits, and reports that. For its own thread.
-    pub(crate) fn is_reporting(&self) -> bool {
-        self.reporting.get()
-    }
-
     /// Says whether nothing runs that would ever detach it: a foreign thread between two upcalls, a fiber that is put down. For any thread, while the registry's lock is held and
     /// it is attached.
     pub(crate) fn is_idle(&self) -> bool {
@@ -408,6 +427,15 @@ impl Header {
     pub(crate) fn fiber(&self) -> Option<&FiberState> {
         // SAFETY: null, or what this record holds one count of, from `begin_fiber` to `end`.
         unsafe { self.fiber.get().as_ref() }
+    }
+
+    /// Keeps the state of a fiber for ever if activations of it are suspended, since their frames look at it when they are switched to. For whoever ends the fiber.
+    pub(crate) fn keep_fiber_state(&self) {
+        let fiber = self.fiber.get();
+        if !fiber.is_null() && !self.word.is_published(&raw const self.base) {
+            // SAFETY: made by `Arc::into_raw` in `begin_fiber`, and this record's count of it is there.
+            unsafe { Arc::increment_strong_count(fiber) };
+        }
     }
 
     /// Says whether the fiber whose mutator this is can be left where it is: it has suspended itself, or runs nothing. For its own thread.
@@ -443,6 +471,8 @@ impl Header {
         self.checked.leave_region();
         self.thread.set(ThreadTag::here());
         self.checked.begin_points();
+        self.holds.set(0);
+        self.posted_at.set(0);
     }
 
     /// Puts the record in the state of a fiber's mutator, which no thread runs: below its first activation there is nothing managed. Its stack may be any.
@@ -474,7 +504,7 @@ impl Header {
         // SAFETY: the mutator is detached: no record of it is published or used.
         unsafe { self.base.free_newer() };
         self.stacks.borrow_mut().clear();
-        self.end_interrupts(0);
+        self.interrupts.end(0);
         // A note can outlive its mutator; the next one on this record has nothing to do with it.
         self.locks.noted().clear();
         if let Some(mailbox) = self.mailbox.take() {
@@ -542,33 +572,118 @@ impl Header {
     pub(crate) fn noted_locks(&self) -> Vec<NamedLock> {
         self.locks.noted().iter().map(|&(_, lock)| lock).collect()
     }
+}
+
+/// The interrupts of one mutator's calls in progress, oldest first.
+///
+/// A call that has one ends only when no other thread is calling it, so what it borrows is there; the lock
+/// is held for a few steps, and never while an interrupt runs (R2).
+#[derive(Default)]
+pub(crate) struct Interrupts {
+    offered: std::sync::Mutex<Vec<Offered>>,
+    /// Signalled when a thread has called an interrupt.
+    done: std::sync::Condvar,
+}
+
+/// The interrupt of one call.
+struct Offered {
+    /// The depth of the call's activation.
+    depth: u32,
+    interrupt: Interrupt,
+    /// The threads that are calling it.
+    callers: Vec<usize>,
+    /// The call is over, but for those.
+    ending: bool,
+}
+
+impl Interrupts {
+    fn lock(&self) -> std::sync::MutexGuard<'_, Vec<Offered>> {
+        self.offered.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    /// Keeps the list as it is until the result is gone: for a fork, whose child has only what is whole.
+    #[cfg(all(unix, not(loom)))]
+    pub(crate) fn stand_still(&self) -> impl Sized {
+        self.lock()
+    }
+
+    /// Forgets the callers that are other threads, in a forked process, where those are not.
+    #[cfg(all(unix, not(loom)))]
+    pub(crate) fn forget_other_threads(&self) {
+        let this = thread_token();
+        self.lock().iter_mut().for_each(|offer| offer.callers.retain(|&caller| caller == this));
+    }
 
     /// Adds the interrupt of a call at `depth`.
-    pub(crate) fn begin_interrupt(&self, depth: u32, interrupt: Interrupt) {
-        self.interrupts().0.push((depth, interrupt));
+    pub(crate) fn begin(&self, depth: u32, interrupt: Interrupt) {
+        self.lock().push(Offered { depth, interrupt, callers: Vec::new(), ending: false });
     }
 
-    /// Takes out the interrupts of calls at `depth` and newer. When it returns, none of them is running.
-    pub(crate) fn end_interrupts(&self, depth: u32) {
-        self.interrupts().0.retain(|(at, _)| *at < depth);
+    /// Takes out the interrupts of calls at `depth` and newer. When this returns, no other thread is
+    /// calling one. (This thread can be: it has jumped out of its interrupt.)
+    pub(crate) fn end(&self, depth: u32) {
+        let mut offered = self.lock();
+        if offered.is_empty() {
+            return;
+        }
+        let this = thread_token();
+        loop {
+            let mut busy = false;
+            for offer in offered.iter_mut().filter(|offer| offer.depth >= depth) {
+                offer.ending = true;
+                busy |= offer.callers.iter().any(|&caller| caller != this);
+            }
+            if !busy {
+                break;
+            }
+            offered = self.done.wait(offered).unwrap_or_else(std::sync::PoisonError::into_inner);
+        }
+        offered.retain(|offer| offer.depth < depth);
     }
 
-    /// The interrupts, locked.
-    pub(crate) fn interrupts(&self) -> Interrupts<'_> {
-        Interrupts(self.interrupts.lock().unwrap_or_else(std::sync::PoisonError::into_inner))
+    /// Begins to call the newest interrupt, if there is one: its call does not end before the result is
+    /// gone.
+    pub(crate) fn call_newest(&self) -> Option<InterruptCall<'_>> {
+        let mut offered = self.lock();
+        let offer = offered.iter_mut().rfind(|offer| !offer.ending)?;
+        let this = thread_token();
+        offer.callers.push(this);
+        Some(InterruptCall { of: self, depth: offer.depth, interrupt: offer.interrupt })
     }
 }
 
-/// The interrupts of one mutator, locked: no call that has one ends meanwhile.
-pub(crate) struct Interrupts<'h>(std::sync::MutexGuard<'h, Vec<(u32, Interrupt)>>);
+/// An interrupt that this thread is about to call, or is calling. No lock is held.
+pub(crate) struct InterruptCall<'h> {
+    of: &'h Interrupts,
+    depth: u32,
+    interrupt: Interrupt,
+}
 
-impl Interrupts<'_> {
-    /// Calls the newest. Says whether there is one.
-    pub(crate) fn call_newest(&self) -> bool {
-        let Some((_, Interrupt(interrupt))) = self.0.last() else { return false };
-        // SAFETY: the call it was borrowed for is in progress: it takes the entry out, under this lock, before it ends.
-        unsafe { (**interrupt)() };
-        true
+impl InterruptCall<'_> {
+    /// Calls it.
+    ///
+    /// # Panics
+    ///
+    /// With what it panics with.
+    pub(crate) fn make(self) {
+        // SAFETY: the call it was borrowed for is in progress: that ends when this value is gone, which
+        // names this thread among the callers.
+        unsafe { (*self.interrupt.0)() };
+    }
+}
+
+impl Drop for InterruptCall<'_> {
+    fn drop(&mut self) {
+        let this = thread_token();
+        let mut offered = self.of.lock();
+        // Not there only if this thread has jumped out of the call.
+        for offer in offered.iter_mut().filter(|offer| offer.depth == self.depth) {
+            if let Some(index) = offer.callers.iter().position(|&caller| caller == this) {
+                offer.callers.swap_remove(index);
+                break;
+            }
+        }
+        self.of.done.notify_all();
     }
 }
 

@@ -8,7 +8,7 @@ use crate::faults::Faults;
 use crate::os_thread::ThreadTag;
 use crate::patience::Patience;
 use crate::process;
-use crate::record::Header;
+use crate::record::{Header, InterruptCall};
 use crate::state::{ENDED, STOP};
 #[cfg(loom)]
 use crate::sync::wait;
@@ -419,7 +419,7 @@ impl Coordinator {
                 drop(registry);
                 // A handler's upcall can come in meanwhile: no lock is held.
                 drop(blocked);
-                header.while_reporting(|| self.report_pause_wait(watch, &wait));
+                header.held(|| self.report_pause_wait(watch, &wait));
                 blocked = SignalsBlocked::new();
                 registry = self.lock();
             }
@@ -573,7 +573,7 @@ impl Coordinator {
     pub(crate) fn dismiss(&self, header: &Header, ask: Ask<'_>, faults: Faults) -> Result<(), PauseHeldHere> {
         let mut registry = self.lock();
         if !faults.has(Faults::UNGATED_DETACH) {
-            registry = header.while_reporting(|| self.wait_for_resume(registry, &|| ask))?;
+            registry = header.held(|| self.wait_for_resume(registry, &|| ask))?;
         }
         if faults.has(Faults::UNGATED_DETACH) && registry.holder.is_some() {
             header.index.set(usize::MAX);
@@ -676,10 +676,10 @@ impl Coordinator {
         let header =
             registry.attached.iter().map(|&header| unsafe { &*header }).find(|header| header.id.get() == id);
         let Some(header) = header else { return Ok(false) };
-        // Locked before the registry is let go: until then the mutator cannot detach, and after that its calls cannot end.
-        let interrupts = header.interrupts();
+        // Begun before the registry is let go: until then the mutator cannot detach, and after that its call cannot end.
+        let call = header.interrupts.call_newest();
         drop(registry);
-        Ok(interrupts.call_newest())
+        Ok(call.map(InterruptCall::make).is_some())
     }
 
     /// Returns how many mutators are attached.
@@ -691,6 +691,13 @@ impl Coordinator {
     #[cfg(all(unix, not(loom)))]
     pub(crate) fn only_these_left(&self, left: usize) {
         self.lock().count = left;
+    }
+
+    /// Takes every attached record, to end it with its world.
+    pub(crate) fn drain_attached(&mut self) -> Vec<*const Header> {
+        let mut registry = self.lock();
+        registry.count = 0;
+        core::mem::take(&mut registry.attached)
     }
 
     /// Takes every idle record, to free it.

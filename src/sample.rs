@@ -46,6 +46,9 @@ pub struct Busy;
 
 /// Calls `visit` for each activation of each mutator of the calling thread, newest mutator first, newest activation first.
 ///
+/// `visit` cannot detach the mutator whose activation it is given: dropping its attachment there panics, and
+/// [`World::detach_foreign_thread`] gives an error.
+///
 /// Async-signal-safe: it takes no lock, allocates nothing and calls nothing but `visit`, which must be so too. For the handler of a profiler's signal. A thread should have
 /// attached once before the first signal (in a library loaded with `dlopen`, the first touch of its thread-locals may allocate).
 ///
@@ -106,7 +109,8 @@ fn visit_chain(
         if !header.changes.unchanged_since(before) {
             return Err(Busy);
         }
-        visit(activation);
+        // What `visit` does may end attachments: not this one, since the walk goes on with it.
+        header.held(|| visit(activation));
         frame = record.older;
     }
     Ok(())

@@ -56,5 +56,6 @@ fn takes_upcall(header: &Header) -> bool {
     matches!(saved.kind.get(), FrameKind::ForeignCall | FrameKind::ForeignThread)
         && !saved.link().is_null()
         && saved.terms().upcalls == Upcalls::Allowed
+        && !saved.carries_error()
         && !header.word.is_stopping()
 }

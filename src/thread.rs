@@ -4,12 +4,11 @@
 //! one load, and touching them for the first time takes no lock.
 
 use crate::pause::Shared;
-use crate::record::{Header, Leave, MutatorRecord};
+use crate::record::{Header, MutatorRecord};
 use crate::sync::{Cell, light_compiler_fence, thread_local_const};
 use crate::vm::{FrameKind, StackScanner};
 use core::any::TypeId;
 use core::ptr;
-use std::sync::Arc;
 
 thread_local_const! {
     /// The newest mutator of this thread; older ones hang off `next_on_thread`.
@@ -127,15 +126,6 @@ pub(crate) enum Innermost<V: StackScanner> {
     Ambiguous,
 }
 
-/// The world of one of this thread's attachments, kept alive.
-pub(crate) struct Kept(#[expect(dead_code, reason = "held for its drop")] Option<Arc<dyn Leave>>);
-
-/// Keeps the world of one of this thread's attachments alive as long as the result: a foreign thread between upcalls may be all that does, and code of the VM that
-/// runs then may detach it.
-pub(crate) fn keep_world(header: &Header) -> Kept {
-    Kept(header.keep.borrow().clone())
-}
-
 /// Finds this thread's mutator of a world of type `V` whose foreign call is the innermost of those that lie above `sp`, where an upcall comes in: foreign code has skipped
 /// the others (I5), and they are found to be skipped when their mutator's next crossing comes.
 pub(crate) fn innermost<V: StackScanner>(sp: usize) -> Innermost<V> {
@@ -183,18 +173,18 @@ pub(crate) fn innermost<V: StackScanner>(sp: usize) -> Innermost<V> {
     best.1
 }
 
-impl<V: StackScanner> Shared<V> {
-    /// Returns this thread's mutator if it has one only and that is of this world; else null.
-    #[inline(always)]
-    pub(crate) fn only(&self) -> *const Record<V> {
-        let header = ONLY.with(Cell::get);
-        // SAFETY: as in `first_on_thread`.
-        match unsafe { header.as_ref() } {
-            Some(record) if record.world == ptr::from_ref(self).cast() => header.cast(),
-            _ => ptr::null(),
-        }
+/// Returns this thread's mutator if it has one only and that is of `world`, which may have ended; else null.
+#[inline(always)]
+pub(crate) fn only_in<V: StackScanner>(world: *const Shared<V>) -> *const Record<V> {
+    let header = ONLY.with(Cell::get);
+    // SAFETY: as in `first_on_thread`.
+    match unsafe { header.as_ref() } {
+        Some(record) if record.world == world.cast() => header.cast(),
+        _ => ptr::null(),
     }
+}
 
+impl<V: StackScanner> Shared<V> {
     /// Returns this thread's mutator of this world; null if it has none.
     pub(crate) fn current(&self) -> *const Record<V> {
         let world = ptr::from_ref(self).cast();

@@ -16,6 +16,7 @@ pub(crate) use crate::unwind::hook;
 use crate::unwind::{self, Payload, Thrown};
 use crate::vm::{
     Capture, Crossing, ExceptionText, FrameKind, Report, Site, StackScanner, UpcallError, UpcallRefused, Vm,
+    tell,
 };
 use core::panic::Location;
 use core::ptr;
@@ -131,7 +132,7 @@ fn cross_back<V: StackScanner>(vm: &V, header: &Header, frame: &ForeignFrame, ma
         frame.end_terms();
     }
     if manner.interruptible {
-        header.end_interrupts(frame.depth);
+        header.interrupts.end(frame.depth);
     }
     come_back(vm, header, frame, manner.crossing);
     frame.forget_given::<V>(manner.given);
@@ -162,9 +163,29 @@ pub(crate) fn describe<V: Vm>(payload: &Payload) -> UpcallError<'_> {
 #[cold]
 #[inline(never)]
 pub(crate) fn overtaken<V: Vm>(vm: &V, frame: &ForeignFrame) {
-    if let Some(payload) = frame.take_pending() {
-        vm.report(&Report::UpcallErrorSuperseded { error: describe::<V>(&payload) });
+    if let Some(payload) = claim(vm, frame) {
+        end_error(vm, payload);
     }
+}
+
+/// Takes the error that `frame`'s call carries, and reports how many upcalls have not run because of it.
+fn claim<V: Vm>(vm: &V, frame: &ForeignFrame) -> Option<Payload> {
+    let payload = frame.take_pending()?;
+    tell_skipped(vm, frame.take_skipped_upcalls(), frame.site.get());
+    Some(payload)
+}
+
+/// Reports that `count` upcalls of the foreign call at `call_site` have not run, if there are any.
+fn tell_skipped<V: Vm>(vm: &V, count: u32, call_site: Option<&'static Location<'static>>) {
+    if count > 0 {
+        tell(vm, &Report::UpcallsAfterError { count, call_site });
+    }
+}
+
+/// Reports an error of an upcall in whose place another one goes on, and drops it.
+pub(crate) fn end_error<V: Vm>(vm: &V, payload: Payload) {
+    tell(vm, &Report::UpcallErrorSuperseded { error: describe::<V>(&payload) });
+    unwind::discard(payload);
 }
 
 /// Becomes foreign for a call: the record is complete, and publishing it is the last store.
@@ -302,6 +323,8 @@ pub(crate) fn repair_slow<V: StackScanner>(vm: &V, header: &Header, frame: &Fore
     if V::FAULTS.has(Faults::NO_REPAIR) {
         return header.word.publish(frame, V::FAULTS);
     }
+    // First: whoever calls an interrupt of a skipped call may wait for a pause meanwhile.
+    header.interrupts.end(frame.depth + 1);
     let running = header.word.published();
     if let Some(skipped) = running {
         // A call in a skipped upcall was skipped too, and is published still: a stopper may be reading what is released below.
@@ -319,9 +342,9 @@ pub(crate) fn repair_slow<V: StackScanner>(vm: &V, header: &Header, frame: &Fore
         }
     }
     reached(header.world, Step::RepairBegun);
-    header.end_interrupts(frame.depth + 1);
     let mut skipped = 0;
     let mut errors = Vec::new();
+    let mut skipped_upcalls = 0_u32;
     // SAFETY: the word of an attached mutator holds a live record of it, and `older` names one.
     let mut record = unsafe { &*header.word.record() };
     header.changes.during(|| {
@@ -329,6 +352,7 @@ pub(crate) fn repair_slow<V: StackScanner>(vm: &V, header: &Header, frame: &Fore
             skipped += 1;
             if record.after.get() != 0 {
                 errors.extend(record.take_pending());
+                skipped_upcalls = skipped_upcalls.saturating_add(record.take_skipped_upcalls());
                 record.finish_slow();
             }
             record.forget_terms();
@@ -351,6 +375,9 @@ pub(crate) fn repair_slow<V: StackScanner>(vm: &V, header: &Header, frame: &Fore
     }
     // A leaf call in a skipped upcall was skipped with it; the call that comes back was made in no region.
     header.checked.leave_region();
+    if header.posted_at.get() > frame.depth + 1 {
+        header.posted_at.set(0);
+    }
     // The records are whole again before code of the VM runs.
     if running.is_none() {
         // The newest upcall was skipped while managed: what its way in took, a global lock, its way back would have given up.
@@ -358,12 +385,11 @@ pub(crate) fn repair_slow<V: StackScanner>(vm: &V, header: &Header, frame: &Fore
     }
     header.word.publish(frame, V::FAULTS);
     reached(header.world, Step::RepairDone);
-    hook(|| {
-        vm.report(&Report::ActivationsSkipped { skipped, call_site: frame.site.get() });
-        for payload in errors {
-            vm.report(&Report::UpcallErrorSuperseded { error: describe::<V>(&payload) });
-        }
-    });
+    tell(vm, &Report::ActivationsSkipped { skipped, call_site: frame.site.get() });
+    tell_skipped(vm, skipped_upcalls, frame.site.get());
+    for payload in errors {
+        end_error(vm, payload);
+    }
 }
 
 /// Becomes managed for an upcall, in the activation whose record is `frame`. Says whether it may go on; if not, [`wait_to_come_in`] is next.
@@ -480,7 +506,7 @@ pub(crate) fn resume_pending<V: Vm>(vm: &V, frame: &ForeignFrame) {
     if std::thread::panicking() {
         return overtaken(vm, frame);
     }
-    let Some(payload) = frame.take_pending() else { return };
+    let Some(payload) = claim(vm, frame) else { return };
     match payload.downcast::<UpcallRefused>() {
         Ok(refused) => match vm.exception_for(&refused) {
             Some(exception) => unwind::resume(Box::new(Thrown(exception))),
@@ -502,7 +528,7 @@ pub(crate) fn resume_pending<V: Vm>(vm: &V, frame: &ForeignFrame) {
 #[cold]
 #[inline(never)]
 pub(crate) fn pending_exception<V: Vm>(vm: &V, frame: &ForeignFrame) -> Result<(), V::Exception> {
-    let Some(payload) = frame.take_pending() else { return Ok(()) };
+    let Some(payload) = claim(vm, frame) else { return Ok(()) };
     let payload = match payload.downcast::<Thrown<V::Exception>>() {
         Ok(thrown) => return Err(thrown.0),
         Err(payload) => payload,

@@ -45,12 +45,43 @@ pub(crate) fn text(payload: &(dyn Any + Send)) -> &str {
         .unwrap_or("a payload that is not text")
 }
 
+/// Runs code that must not unwind: it runs where the state is between two, or where foreign frames are
+/// next (R3). A panic of it ends the process with a message that names it as `what`.
+#[inline(always)]
+pub(crate) fn contained<R>(what: &str, code: impl FnOnce() -> R) -> R {
+    // Caught, not cleaned up after: with no handler above, a panic would end the process before any clean-up could say why.
+    match stop(code) {
+        Ok(result) => result,
+        Err(payload) => abort_panicked(what, payload),
+    }
+}
+
+/// Drops the payload of an error that ends here. Its drop is code of whoever panicked.
+pub(crate) fn discard(payload: Payload) {
+    contained("the drop of an error of an upcall", || drop(payload));
+}
+
+#[cold]
+#[inline(never)]
+fn abort_panicked(what: &str, payload: Payload) -> ! {
+    // Never dropped: the drop of a payload may panic in its turn, and get out.
+    let payload = core::mem::ManuallyDrop::new(payload);
+    abort(format_args!("{what} panicked: {}; it must not, since nothing may unwind there", text(&**payload)))
+}
+
+/// Writes a line to standard error, if that can be written to: what nobody reads is no reason to fail.
+pub(crate) fn say(line: impl fmt::Display) {
+    use std::io::Write as _;
+    drop(writeln!(std::io::stderr(), "reentry: {line}"));
+}
+
 /// Runs what gives C its fallback value. There is nothing to fall back on behind it: its panic ends the process, with a message.
 #[cold]
 pub(crate) fn last_resort<R>(fallback: impl FnOnce() -> R) -> R {
     match stop(fallback) {
         Ok(value) => value,
-        Err(_) => abort(format_args!(
+        // Not dropped: the arm does not end.
+        Err(_payload) => abort(format_args!(
             "the fallback of an upcall panicked; it must not, since C needs a value in place of the one that failed"
         )),
     }
@@ -60,21 +91,14 @@ pub(crate) fn last_resort<R>(fallback: impl FnOnce() -> R) -> R {
 #[cold]
 #[inline(never)]
 pub(crate) fn abort(message: fmt::Arguments<'_>) -> ! {
-    use std::io::Write as _;
     // The message may hold an error's own text, and the code that writes that may panic.
     let _end = scopeguard::guard((), |()| std::process::abort());
-    // A failed write to standard error changes nothing about what happens next.
-    drop(writeln!(std::io::stderr(), "reentry: fatal: {message}"));
+    say(format_args!("fatal: {message}"));
     std::process::abort()
 }
 
 /// Runs a hook that must not unwind: it stands between two states, and there is no caller to tell.
 #[inline(always)]
 pub(crate) fn hook(call: impl FnOnce()) {
-    // Caught, not cleaned up after: with no handler above, a panic would end the process before any clean-up could say why.
-    if stop(call).is_err() {
-        abort(format_args!(
-            "a transition hook panicked; the hooks of `Vm` must not, nor a report or the drop of an error in a transition"
-        ));
-    }
+    contained("a transition hook", call);
 }

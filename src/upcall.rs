@@ -15,8 +15,10 @@ mod arrival;
 mod closure;
 mod crossing;
 
+pub use closure::UpcallClosure;
 pub(crate) use crossing::run_on;
 
+use crate::activation::AfterError;
 use crate::arch;
 use crate::mutator::Mutator;
 use crate::pause::Shared;
@@ -25,14 +27,16 @@ use crate::unwind::last_resort;
 use crate::vm::{Capture, ErrorPolicy, StackScanner};
 use arrival::Arrival;
 use closure::ClosureData;
-pub use closure::UpcallClosure;
 use core::any::type_name;
 use core::ffi::c_void;
 use core::hint::black_box;
 use core::marker::PhantomData;
 use core::ptr::NonNull;
 pub(crate) use crossing::UpcallName;
+#[cfg(feature = "libffi")]
+use crossing::policy_of;
 use crossing::{Conduct, Exceptions, Once, cross_in, cross_in_by, throw};
+use std::sync::Weak;
 
 /// What C can call: a function or closure that takes a [`Mutator`] and up to twelve C arguments, and returns what C gets; or one of these wrapped in [`Throwing`], [`Aborting`] or
 /// [`FallbackOnly`].
@@ -85,6 +89,7 @@ pub trait UpcallBody<V: StackScanner, Arguments, R>: sealed::Body<V, Arguments, 
 }
 
 mod sealed {
+    use crate::activation::AfterError;
     use crate::mutator::Mutator;
     use crate::vm::{ErrorPolicy, StackScanner};
 
@@ -92,6 +97,8 @@ mod sealed {
     pub trait Body<V: StackScanner, Arguments, R> {
         /// What becomes of its errors, if it says so itself.
         const POLICY: Option<ErrorPolicy>;
+        /// Whether it runs when its foreign call carries an error already.
+        const AFTER_ERROR: AfterError = AfterError::Skip;
 
         /// What a report calls it.
         fn name() -> &'static str;
@@ -148,6 +155,7 @@ macro_rules! policy_body {
             F: sealed::Body<V, Arguments, R>,
         {
             const POLICY: Option<ErrorPolicy> = Some(ErrorPolicy::$policy);
+            const AFTER_ERROR: AfterError = F::AFTER_ERROR;
 
             fn name() -> &'static str {
                 F::name()
@@ -171,6 +179,65 @@ macro_rules! policy_body {
 }
 policy_body!(Aborting, Abort);
 policy_body!(FallbackOnly, Fallback);
+
+/// An upcall body that runs also when the foreign call carries an error already: one that frees what C gives
+/// up, for example. Other upcalls are not run then: see [`ForeignCall::upcalls_after_error`](crate::ForeignCall::upcalls_after_error).
+///
+/// # Examples
+///
+/// ```
+/// use core::sync::atomic::{AtomicU32, Ordering};
+/// use reentry::testkit::{TestVm, Trap};
+/// use reentry::{Always, Mutator, Throwing, World, upcall_fn};
+///
+/// static DESTROYED: AtomicU32 = AtomicU32::new(0);
+/// fn step(_: &mut Mutator<TestVm>) -> Result<(), Trap> {
+///     Err(Trap::NoSuchNative(1))
+/// }
+/// fn destroy(mutator: &mut Mutator<TestVm>) {
+///     assert!(mutator.error_pending());
+///     DESTROYED.fetch_add(1, Ordering::Relaxed);
+/// }
+/// let step: extern "C" fn() = upcall_fn(Throwing(step));
+/// let destroy: extern "C" fn() = upcall_fn(Always(destroy));
+/// let world = World::new(TestVm::new());
+/// let mut mutator = world.attach()?;
+/// // A Rust closure stands for the C code here.
+/// let outcome = mutator.foreign_call().try_run(|| {
+///     step();
+///     step(); // not run
+///     destroy();
+/// });
+/// assert_eq!(outcome, Err(Trap::NoSuchNative(1)));
+/// assert_eq!(DESTROYED.load(Ordering::Relaxed), 1);
+/// # Ok::<(), reentry::AttachError>(())
+/// ```
+#[derive(Clone, Copy, Debug)]
+pub struct Always<F>(pub F);
+
+impl<V, F, Arguments, R> sealed::Body<V, Arguments, R> for Always<F>
+where
+    V: StackScanner,
+    F: sealed::Body<V, Arguments, R>,
+{
+    const POLICY: Option<ErrorPolicy> = F::POLICY;
+    const AFTER_ERROR: AfterError = AfterError::Run;
+
+    fn name() -> &'static str {
+        F::name()
+    }
+
+    #[inline(always)]
+    fn call(
+        &self,
+        mutator: &mut Mutator<V>,
+        arguments: Arguments,
+        policy: Option<ErrorPolicy>,
+        fallback: impl FnOnce() -> R,
+    ) -> R {
+        self.0.call(mutator, arguments, policy, fallback)
+    }
+}
 
 /// Conjures a value of a zero-sized type of which one exists.
 ///
@@ -441,6 +508,11 @@ where
     fn name(&self) -> UpcallName<'_> {
         UpcallName { function: Body::name(), made_at: None }
     }
+
+    #[inline(always)]
+    fn after_error(self) -> AfterError {
+        Body::AFTER_ERROR
+    }
 }
 
 /// Runs the body of an upcall.
@@ -585,6 +657,7 @@ impl<N, const POLICY: u8> Copy for Dynamic<'_, N, POLICY> {}
 #[cfg(feature = "libffi")]
 pub(crate) trait Named {
     fn name(&self) -> UpcallName<'_>;
+    fn after_error(&self) -> AfterError;
 }
 
 /// The policies of such a closure: none of its own, and one for each of [`ErrorPolicy`].
@@ -610,6 +683,10 @@ impl<N: Named, const POLICY: u8> Conduct for Dynamic<'_, N, POLICY> {
     fn name(&self) -> UpcallName<'_> {
         self.0.name()
     }
+
+    fn after_error(self) -> AfterError {
+        self.0.after_error()
+    }
 }
 
 /// The way in of a closure with a run-time signature: runs `body` as an upcall on this thread's mutator of the world, which may be attached for it.
@@ -619,12 +696,13 @@ impl<N: Named, const POLICY: u8> Conduct for Dynamic<'_, N, POLICY> {
 #[inline(always)]
 pub(crate) fn enter_dynamic<V: StackScanner, N: Named, const POLICY: u8>(
     record: *const crate::thread::Record<V>,
-    world: &std::sync::Weak<Shared<V>>,
+    world: &Weak<Shared<V>>,
     named: &N,
     body: impl FnOnce(&mut Mutator<V>) -> Result<(), V::Exception>,
     fallback: impl Fn() + Copy,
 ) {
-    let policy = Dynamic::<N, POLICY>::POLICY;
+    let conduct = Dynamic::<N, POLICY>(named);
+    let policy = policy_of(conduct);
     let mut body = Once::new(move |mutator: &mut Mutator<V>| {
         let outcome = match policy {
             None => body(mutator),
@@ -641,28 +719,27 @@ pub(crate) fn enter_dynamic<V: StackScanner, N: Named, const POLICY: u8>(
     });
     // SAFETY: null, or this thread's attached record of this world.
     match unsafe { record.as_ref() } {
-        Some(record) => cross_in(record, Dynamic::<N, POLICY>(named), &mut body, fallback),
-        None => enter_somewhere(world, Dynamic::<N, POLICY>(named), &mut body, fallback),
+        Some(record) => cross_in(record, conduct, &mut body, fallback),
+        None => enter_somewhere(world, conduct, &mut body, fallback),
     }
 }
 
-/// [`enter_dynamic`] on a thread of which the world is not the only one.
-#[cfg(feature = "libffi")]
+/// The way in of a closure on a thread of which its world is not the only one.
 #[cold]
 #[inline(never)]
-fn enter_somewhere<V: StackScanner>(
-    world: &std::sync::Weak<Shared<V>>,
+fn enter_somewhere<V: StackScanner, R>(
+    world: &Weak<Shared<V>>,
     conduct: impl Conduct,
-    body: &mut Once<impl FnOnce(&mut Mutator<V>)>,
-    fallback: impl Fn(),
-) {
+    body: &mut Once<impl FnOnce(&mut Mutator<V>) -> R>,
+    fallback: impl Fn() -> R,
+) -> R {
     // The upcall runs on an attached thread, which keeps the world; this keeps it until it is attached.
     match world.upgrade() {
         Some(shared) => cross_in_by(Arrival::In(&shared), arch::stack_pointer(), conduct, body, fallback),
         None => {
             let upcall = &crossing::origin(Some(conduct.name()), None, None);
             arrival::tell_nobody(&crate::vm::Report::UpcallAfterShutdown { upcall });
-            fallback();
+            fallback()
         }
     }
 }

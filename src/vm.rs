@@ -24,6 +24,7 @@ pub use waits::{Group, Holder, PauseInForce, PauseWait, StopWait, Straggler, Wai
 
 use crate::anchor::Anchor;
 use crate::faults::Faults;
+use crate::unwind;
 use core::any::Any;
 use core::fmt;
 use core::marker::PhantomData;
@@ -154,13 +155,19 @@ pub trait Vm: Sized + Send + Sync + 'static {
         false
     }
 
-    /// Receives what happened that no caller can be told of. The default writes it to standard error.
+    /// Receives what happened that no caller can be told of. The default writes it to standard error, and goes on where that cannot be written to.
     ///
     /// Called on the thread it happened on, in any state: must not touch the heap, poll or call back into the crate. Must not panic: foreign frames may be next, so a panic
-    /// there ends the process, and so does one from the drop of an exception that ends with the report.
+    /// there ends the process, and so does one from the drop of an exception that ends with the report. A report cannot detach its thread's mutator while the crate works on it: detaching is
+    /// refused then.
     fn report(&self, report: &Report<'_>) {
-        eprintln!("reentry: {report}");
+        unwind::say(report);
     }
+}
+
+/// Gives a report to the VM: the one place that does. A report that panics ends the process (R3).
+pub(crate) fn tell<V: Vm>(vm: &V, report: &Report<'_>) {
+    unwind::contained("`Vm::report`", || vm.report(report));
 }
 
 /// How a VM's frames are walked: the one thing a collector must implement.

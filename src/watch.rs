@@ -8,7 +8,6 @@ use crate::os_thread::{ThreadLabel, ThreadTag, activity_of};
 use crate::record::Header;
 use crate::registry::{Ask, Coordinator, Registry, Watch};
 use crate::root_stack::EntryKind;
-use crate::unwind;
 use crate::vm::{FrameKind, Group, Holder, PauseInForce, PauseWait, Report, StopWait, Straggler, Waiting};
 use core::panic::Location;
 use core::time::Duration;
@@ -44,11 +43,8 @@ fn calls_below(own: &Header) -> Vec<Option<&'static Location<'static>>> {
 impl Coordinator {
     /// Gives a report to the VM. No lock of the crate is held.
     fn tell(&self, watch: Watch, report: &Report<'_>) {
-        // The wait that is reported stands between two states: nothing may unwind out of it.
-        // SAFETY: the watch is this coordinator's.
-        if unwind::stop(|| unsafe { (watch.report)(self, report) }).is_err() {
-            unwind::abort(format_args!("`Vm::report` panicked, and must not: a thread was waiting"));
-        }
+        // SAFETY: the watch is this coordinator's. (A report that panics ends the process: see `vm::tell`.)
+        unsafe { (watch.report)(self, report) }
     }
 
     /// A stopper has waited `waited` for `late`: reports it, with what `mutators` do, those it has asked to stop.

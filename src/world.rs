@@ -18,7 +18,7 @@ use crate::sync::FenceStrategy;
 use crate::thread::{each_on_thread, is_mine};
 use crate::timing::{Sites, Timings};
 use crate::transition::{at_safepoint, refuse_wait_in_own_pause};
-use crate::vm::{Capture, Report, StackScanner, Straggler, Wanted};
+use crate::vm::{Capture, Report, StackScanner, Straggler, Wanted, tell};
 use core::fmt;
 use core::marker::PhantomData;
 use core::ops::{Deref, DerefMut};
@@ -302,7 +302,8 @@ impl<V: StackScanner> World<V> {
     ///
     /// # Errors
     ///
-    /// If the thread's attachment belongs to an [`Attachment`], if it is inside an upcall or a foreign call, or if it holds a pause.
+    /// If the thread's attachment belongs to an [`Attachment`], if it is inside an upcall or a foreign call, if it holds a pause, or if this is a hook, a
+    /// report or a visitor that the crate runs for it.
     #[track_caller]
     pub fn detach_foreign_thread(&self) -> Result<(), DetachError> {
         // SAFETY: null, or this thread's attached record.
@@ -682,7 +683,7 @@ impl<V: StackScanner> WorldBuilder<V> {
 /// The coordinator is that of a world of `V`.
 unsafe fn report<V: StackScanner>(coordinator: &Coordinator, report: &Report<'_>) {
     // SAFETY: a `Shared<V>` begins with its coordinator, and a coordinator is never anywhere else.
-    unsafe { &(*core::ptr::from_ref(coordinator).cast::<Shared<V>>()).vm }.report(report);
+    tell(unsafe { &(*core::ptr::from_ref(coordinator).cast::<Shared<V>>()).vm }, report);
 }
 
 /// A thread's part in a world: dropping it detaches the thread. It lends the thread's [`Mutator`].

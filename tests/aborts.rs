@@ -236,7 +236,7 @@ fn a_hook_that_panics_on_the_way_into_a_foreign_call_aborts() {
         &[
             "the hook's own message",
             "reentry: fatal: a transition hook panicked",
-            "the hooks of `Vm` must not",
+            "it must not, since nothing may unwind there",
         ],
         || {
             let world = World::new(Small);
@@ -299,43 +299,6 @@ fn a_correct_upcall_does_not_abort() {
     let world = World::new(Small);
     let mut mutator = world.attach().unwrap();
     assert_eq!(mutator.foreign_call().run(|| call_back(upcall_fn(body))), 1);
-}
-
-/// A hook runs between two states; detaching there would leave the upcall with a mutator that no pause stops (I4).
-#[test]
-fn a_hook_that_detaches_the_thread_it_runs_for_aborts() {
-    thread_local! { static DETACH: Cell<bool> = const { Cell::new(false) }; }
-    struct Hooked(OnceLock<World<Self>>);
-    impl Vm for Hooked {
-        type Ref = usize;
-        type Local = ();
-        type Exception = core::convert::Infallible;
-        const CAPTURE: Capture = Capture::Nothing;
-        fn attach(&self) {}
-        fn entering_managed(&self, crossing: Crossing) {
-            if crossing == Crossing::Upcall && DETACH.get() {
-                self.0.get().unwrap().detach_foreign_thread().unwrap();
-            }
-        }
-    }
-    // SAFETY: S1, S2: no frame holds a reference. S3 to S5: it does nothing. S6: no fault.
-    unsafe impl StackScanner for Hooked {
-        fn scan_segment(&self, (): &(), _: &Segment<'_>, _: &mut dyn RootVisitor<usize>) {}
-    }
-    aborts(
-        "a_hook_that_detaches_the_thread_it_runs_for_aborts",
-        &["reentry: fatal: a transition hook detached the thread", "the hooks of `Vm` must not"],
-        || {
-            let world = World::new(Hooked(OnceLock::new()));
-            assert!(world.vm().0.set(world.clone()).is_ok());
-            let closure = UpcallClosure::new(&world, |_: &mut Mutator<Hooked>, x: c_int| x);
-            // SAFETY: the data pointer is the closure's own, and the closure lives.
-            let call = || unsafe { foreign_call_back_last(closure.data_last(), 3, closure.data()) };
-            assert_eq!(call(), 3);
-            DETACH.set(true);
-            call();
-        },
-    );
 }
 
 /// Two calls of one type of VM, made in one stack frame: which is inside the other cannot be told, and guessing would run the upcall in the wrong world.
@@ -682,7 +645,7 @@ fn a_fallback_of_a_refused_unwinding_upcall_that_panics_aborts() {
 fn a_report_of_a_refused_unwinding_upcall_that_panics_aborts() {
     aborts(
         "a_report_of_a_refused_unwinding_upcall_that_panics_aborts",
-        &["the report's own message", "reentry: fatal: a transition hook panicked", "nor a report"],
+        &["reentry: fatal: `Vm::report` panicked: the report's own message"],
         || {
             REPORT_PANICS.set(true);
             let world = World::new(Small);
@@ -697,11 +660,151 @@ fn a_report_of_a_refused_unwinding_upcall_that_panics_aborts() {
 fn an_exception_that_panics_when_an_upcall_drops_it_aborts() {
     aborts(
         "an_exception_that_panics_when_an_upcall_drops_it_aborts",
-        &["the drop's own message", "reentry: fatal: a transition hook panicked", "the drop of an error"],
+        &["reentry: fatal: the drop of an error of an upcall panicked: the drop's own message"],
         || {
             let throws =
                 |_: &mut Mutator<Small>, _: c_int| -> Result<c_int, Oops> { Err(Oops::PanicsWhenDropped) };
             call_under(ErrorPolicy::Fallback, upcall_fn(Throwing(throws)));
+        },
+    );
+}
+
+/// A payload that panics when it is dropped.
+struct Bomb;
+
+impl Drop for Bomb {
+    fn drop(&mut self) {
+        panic!("the payload's own message");
+    }
+}
+
+/// The payload of a hook's panic is not dropped, since that could panic again and get out between two states.
+#[test]
+fn a_hook_whose_payload_panics_when_dropped_aborts() {
+    thread_local! { static ARMED: Cell<bool> = const { Cell::new(false) }; }
+    struct Hooked;
+    impl Vm for Hooked {
+        type Ref = usize;
+        type Local = ();
+        type Exception = core::convert::Infallible;
+        const CAPTURE: Capture = Capture::Nothing;
+        fn attach(&self) {}
+        fn entering_managed(&self, _: Crossing) {
+            if ARMED.get() {
+                std::panic::resume_unwind(Box::new(Bomb));
+            }
+        }
+    }
+    // SAFETY: S1, S2: no frame holds a reference. S3 to S5: it does nothing. S6: no fault.
+    unsafe impl StackScanner for Hooked {
+        fn scan_segment(&self, (): &(), _: &Segment<'_>, _: &mut dyn RootVisitor<usize>) {}
+    }
+    aborts_before(
+        "the payload's own message",
+        "a_hook_whose_payload_panics_when_dropped_aborts",
+        &["reentry: fatal: a transition hook panicked: a payload that is not text"],
+        || {
+            let world = World::new(Hooked);
+            let mut mutator = world.attach().unwrap();
+            ARMED.set(true);
+            let call = core::panic::AssertUnwindSafe(|| mutator.foreign_call().run(|| ()));
+            drop(std::panic::catch_unwind(call));
+        },
+    );
+}
+
+/// A report that panics where a thread waits for a pause would go on managed beside the pause.
+#[test]
+fn a_report_that_panics_while_its_thread_waits_for_a_pause_aborts() {
+    aborts(
+        "a_report_that_panics_while_its_thread_waits_for_a_pause_aborts",
+        &["reentry: fatal: `Vm::report` panicked: the report's own message"],
+        || {
+            let world = World::<Small>::builder().report_after(Duration::from_millis(5)).build(Small);
+            let (inside, stopped) = (std::sync::Barrier::new(2), std::sync::Barrier::new(2));
+            std::thread::scope(|scope| {
+                scope.spawn(|| {
+                    REPORT_PANICS.set(true);
+                    let mut mutator = world.attach().unwrap();
+                    let call = core::panic::AssertUnwindSafe(|| {
+                        mutator.foreign_call().run(|| {
+                            inside.wait();
+                            stopped.wait();
+                        });
+                    });
+                    // It would be caught.
+                    drop(std::panic::catch_unwind(call));
+                    std::process::exit(78);
+                });
+                inside.wait();
+                world.pause(|_| {
+                    stopped.wait();
+                    std::thread::sleep(Duration::from_secs(60));
+                });
+            });
+        },
+    );
+}
+
+/// I7: also where the world has been shut down, before there is a mutator.
+#[test]
+#[expect(ffi_unwind_calls, reason = "this Rust closure stands for the foreign code")]
+fn a_report_that_panics_on_the_way_into_an_unwinding_upcall_aborts() {
+    aborts(
+        "a_report_that_panics_on_the_way_into_an_unwinding_upcall_aborts",
+        &["reentry: fatal: `Vm::report` panicked: the report's own message"],
+        || {
+            let world = World::new(Small);
+            world.adopt_foreign_threads();
+            world.shutdown();
+            let callback = upcall_fn_unwind(body, || 1);
+            let caught = std::thread::spawn(move || {
+                REPORT_PANICS.set(true);
+                std::panic::catch_unwind(|| callback(1)).is_err()
+            });
+            std::process::exit(if caught.join().unwrap() { 78 } else { 79 });
+        },
+    );
+}
+
+/// `Vm::attach` attaches the thread it is called for, and what it returns detaches it again: for ever, if it were tried again.
+#[test]
+fn a_vm_that_attaches_and_detaches_the_thread_it_attaches_aborts() {
+    thread_local! { static BUSY: Cell<bool> = const { Cell::new(false) }; }
+    struct Eager(OnceLock<World<Self>>);
+    impl Vm for Eager {
+        type Ref = usize;
+        type Local = Option<Inner>;
+        type Exception = core::convert::Infallible;
+        const CAPTURE: Capture = Capture::Nothing;
+        fn attach(&self) -> Option<Inner> {
+            if BUSY.replace(true) {
+                return None;
+            }
+            let own = Inner(self.0.get()?.attach().ok());
+            BUSY.set(false);
+            Some(own)
+        }
+    }
+    /// Never leaves its thread: it is dropped where it was made.
+    struct Inner(#[expect(dead_code, reason = "held for its drop")] Option<reentry::Attachment<Eager>>);
+    // SAFETY: dropped by the thread that made it, as the test sees to.
+    unsafe impl Send for Inner {}
+    // SAFETY: S1, S2: no frame holds a reference. S3 to S5: it does nothing. S6: no fault.
+    unsafe impl StackScanner for Eager {
+        fn scan_segment(&self, _: &Option<Inner>, _: &Segment<'_>, _: &mut dyn RootVisitor<usize>) {}
+    }
+    aborts(
+        "a_vm_that_attaches_and_detaches_the_thread_it_attaches_aborts",
+        &[
+            "reentry: fatal: `Vm::attach` of",
+            "attached the foreign thread it was called for, and detached it again",
+        ],
+        || {
+            let world = World::new(Eager(OnceLock::new()));
+            assert!(world.vm().0.set(world.clone()).is_ok());
+            world.adopt_foreign_threads();
+            call_back(upcall_fn(|_: &mut Mutator<Eager>, x: c_int| x));
         },
     );
 }

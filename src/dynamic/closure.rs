@@ -22,6 +22,7 @@ use super::quarantine::{self, Dropped, LateCall, Quarantine};
 use super::signature::{Prepared, Signature};
 use super::types::Kind;
 use super::value::{Value, ValueError};
+use crate::activation::AfterError;
 use crate::faults::Faults;
 use crate::mutator::Mutator;
 use crate::occupancy::{Occupancy, Visitor};
@@ -30,7 +31,7 @@ use crate::thread::{Record, only_of_any_type};
 use crate::transition::hook;
 use crate::unwind;
 use crate::upcall::{ABORT, CARRY, FALLBACK, NO_POLICY, Named, UpcallName, enter_dynamic};
-use crate::vm::{Capture, ErrorPolicy, Report, StackScanner};
+use crate::vm::{Capture, ErrorPolicy, Report, StackScanner, tell};
 use crate::world::World;
 use core::cell::{Cell, UnsafeCell};
 use core::ffi::c_void;
@@ -106,6 +107,8 @@ struct Head {
     owner: u64,
     /// The address of the world's `Shared`, as its records have it.
     world: *const (),
+    /// Whether it runs when the foreign call carries an error already.
+    after_error: AfterError,
     /// The result as a word, if it is a scalar.
     fallback: u64,
     /// The result's bytes, if it is none.
@@ -307,6 +310,7 @@ pub struct ClosureBuilder<'b, V: StackScanner> {
     name: &'b str,
     fallback: Option<Value<'b>>,
     policy: Option<ErrorPolicy>,
+    after_error: AfterError,
 }
 
 impl<'b, V: StackScanner> ClosureBuilder<'b, V> {
@@ -325,6 +329,13 @@ impl<'b, V: StackScanner> ClosureBuilder<'b, V> {
     /// What becomes of its errors, whatever the foreign call's [policy](crate::ForeignCall::on_error).
     pub fn on_error(mut self, policy: ErrorPolicy) -> Self {
         self.policy = Some(policy);
+        self
+    }
+
+    /// Lets it run also when the foreign call that calls it carries an error already: for a closure that frees
+    /// what C gives up. See [`Always`](crate::Always).
+    pub fn always(mut self) -> Self {
+        self.after_error = AfterError::Run;
         self
     }
 
@@ -373,6 +384,7 @@ impl<'b, V: StackScanner> ClosureBuilder<'b, V> {
             signature: self.signature.clone(),
             name: self.name.into(),
             made_at: Location::caller(),
+            after_error: self.after_error,
             stub,
             code: code.as_ptr(),
             end: end::<V, B>,
@@ -423,7 +435,14 @@ impl<V: StackScanner> Closure<V> {
     /// Starts making a closure with choices of its own.
     pub fn builder<'b>(world: &'b World<V>, signature: &Signature) -> ClosureBuilder<'b, V> {
         let signature = signature.clone();
-        ClosureBuilder { world, signature, name: "closure", fallback: None, policy: None }
+        ClosureBuilder {
+            world,
+            signature,
+            name: "closure",
+            fallback: None,
+            policy: None,
+            after_error: AfterError::Skip,
+        }
     }
 
     fn head(&self) -> &Head {
@@ -698,6 +717,10 @@ impl Drop for Leaving {
 }
 
 impl Named for Head {
+    fn after_error(&self) -> AfterError {
+        self.after_error
+    }
+
     fn name(&self) -> UpcallName<'_> {
         UpcallName { function: &self.name, made_at: Some(self.made_at) }
     }
@@ -743,8 +766,8 @@ fn late<V: StackScanner, B>(whole: &Whole<V, B>, leaving: Leaving, result: *mut 
         unwind::abort(format_args!("{report}"));
     }
     hook(|| match whole.world.upgrade() {
-        Some(shared) => shared.vm.report(&report),
-        None => eprintln!("reentry: {report}"),
+        Some(shared) => tell(&shared.vm, &report),
+        None => unwind::say(&report),
     });
     head.write_fallback(result);
     drop(leaving);

@@ -1,7 +1,7 @@
 //! What a foreign call can ask for that most do not.
 
 use super::ForeignCall;
-use crate::activation::Upcalls;
+use crate::activation::{AfterError, Upcalls};
 use crate::control::MachineState;
 use crate::record::Interrupt;
 use crate::vm::{Crossing, ErrorPolicy, StackScanner};
@@ -30,6 +30,41 @@ impl<'m, V: StackScanner> ForeignCall<'m, V> {
     #[inline(always)]
     pub fn on_error(mut self, policy: ErrorPolicy) -> Self {
         self.terms.get_or_insert_default().on_error = policy;
+        self
+    }
+
+    /// Lets the call's upcalls run although one has failed.
+    ///
+    /// Otherwise, from the first error on that the call is to go on with ([`ErrorPolicy::Carry`]), C gets the
+    /// fallback value of each further upcall at once: a comparison that throws is not asked again and again by
+    /// a sort that cannot be stopped. One report counts those upcalls when the call has returned
+    /// ([`Report::UpcallsAfterError`](crate::Report::UpcallsAfterError)). An upcall function that must run in any case, one that frees what
+    /// C gives up, is declared so by itself: [`Always`](crate::Always). Whether an error is carried is told by
+    /// [`Mutator::error_pending`](crate::Mutator::error_pending).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use core::ffi::c_int;
+    /// use reentry::testkit::{TestVm, Trap};
+    /// use reentry::{Mutator, Throwing, World, upcall_fn_or};
+    ///
+    /// fn fail(mutator: &mut Mutator<TestVm>, x: c_int) -> Result<c_int, Trap> {
+    ///     if x == 0 { Err(Trap::NoSuchNative(1)) } else { Ok(c_int::from(mutator.error_pending())) }
+    /// }
+    /// let fail: extern "C" fn(c_int) -> c_int = upcall_fn_or(Throwing(fail), || -1);
+    /// let world = World::new(TestVm::new());
+    /// let mut mutator = world.attach()?;
+    /// // A Rust closure stands for the C code here: it calls back again after the error.
+    /// let outcome = mutator.foreign_call().try_run(|| assert_eq!((fail(0), fail(5)), (-1, -1)));
+    /// assert_eq!(outcome, Err(Trap::NoSuchNative(1)));
+    /// let outcome = mutator.foreign_call().upcalls_after_error().try_run(|| assert_eq!((fail(0), fail(5)), (-1, 1)));
+    /// assert_eq!(outcome, Err(Trap::NoSuchNative(1)));
+    /// # Ok::<(), reentry::AttachError>(())
+    /// ```
+    #[inline(always)]
+    pub fn upcalls_after_error(mut self) -> Self {
+        self.terms.get_or_insert_default().after_error = AfterError::Run;
         self
     }
 

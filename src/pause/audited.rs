@@ -4,7 +4,7 @@ use super::{Activation, Shared, StoppedMutator, StoppedWorld, Those, report};
 use crate::anchor::Anchor;
 use crate::audit::{Noted, Seen};
 use crate::unwind;
-use crate::vm::{Finding, FoundIn, Report, RootVisitor, Slot, StackScanner};
+use crate::vm::{Finding, FoundIn, Report, RootVisitor, Slot, StackScanner, tell};
 use core::fmt::Write as _;
 use std::collections::{HashMap, HashSet};
 
@@ -208,7 +208,7 @@ impl<V: StackScanner> StoppedWorld<'_, V> {
     /// Tells the VM. The world runs on.
     pub(super) fn tell(&self, findings: &[Finding]) {
         for finding in findings {
-            self.shared.vm.report(&Report::Audit(finding));
+            tell(&self.shared.vm, &Report::Audit(finding));
         }
     }
 }

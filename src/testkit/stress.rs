@@ -11,12 +11,13 @@ impl<F: FaultSet> TestVm<F> {
     /// Never: a declared stack holds every address that was saved in it.
     pub(super) fn move_stacks(stopped: &StoppedWorld<'_, Self>) {
         for mutator in stopped.mutators() {
-            let mut stack = mutator.local().stack.borrow_mut();
+            let Some(local) = mutator.try_local() else { continue };
+            let mut stack = local.stack.borrow_mut();
             let capacity = stack.capacity();
             let moved = stack.relocate(capacity);
             stack.base().expose_provenance();
             drop(stack);
-            if mutator.local().declared.get() {
+            if local.declared.get() {
                 // SAFETY: `relocate` copied the stack to `moved.new`, exposed above, and keeps it until it moves again.
                 unsafe { mutator.relocate_stack(moved.old, moved.new, StackEnd::Low) }
                     .expect("a declared stack of the same size holds every saved address");

@@ -415,7 +415,8 @@ impl<F: FaultSet> TestVm<F> {
         let mut visits = self.visits.lock().unwrap_or_else(PoisonError::into_inner);
         visits.clear();
         for mutator in stopped.mutators() {
-            let stack = mutator.local().stack.borrow();
+            let Some(local) = mutator.try_local() else { continue };
+            let stack = local.stack.borrow();
             for segment in mutator.activations().filter_map(|activation| activation.segment()) {
                 self.frames(&stack, &segment, |frame, function, pc, live| {
                     visits.insert(
@@ -438,7 +439,8 @@ impl<F: FaultSet> TestVm<F> {
         let visits = self.visits.lock().unwrap_or_else(PoisonError::into_inner);
         let mut found = UndeadRoot::elsewhere(collection, "a root declared by a foreign call", stale);
         for mutator in stopped.mutators() {
-            let stack = mutator.local().stack.borrow();
+            let Some(local) = mutator.try_local() else { continue };
+            let stack = local.stack.borrow();
             let Some(index) = stack.index_of(address) else { continue };
             for segment in mutator.activations().filter_map(|activation| activation.segment()) {
                 self.frames(&stack, &segment, |frame, function, pc, live| {
@@ -600,7 +602,7 @@ impl<F: FaultSet> Vm for TestVm<F> {
         }
         match &self.on_report {
             Some(on_report) => on_report(report),
-            None => eprintln!("reentry: {report}"),
+            None => crate::unwind::say(report),
         }
         let mut reports = self.reports.lock().unwrap_or_else(PoisonError::into_inner);
         if reports.len() == REPORTS {

@@ -22,7 +22,7 @@
 //! nothing. It counts as one of the skipped call until C comes back (`guide::jumps`).
 
 use super::crossing::{UpcallName, carry, go_in, origin, vm_of};
-use crate::activation::{ForeignFrame, Upcalls};
+use crate::activation::{AfterError, ForeignFrame, Upcalls};
 use crate::arch::{self, SignalStack};
 use crate::control::{MachineState, Saved};
 use crate::faults::Faults;
@@ -33,12 +33,12 @@ use crate::process;
 use crate::record::Ownership;
 use crate::registry::{Ask, AttachError, Unreleased};
 use crate::state::{Event, State};
-use crate::thread::{Innermost, Record, innermost, keep_world};
+use crate::thread::{Innermost, Record, innermost};
 use crate::transition::{Skipped, describe, hook, repair_slow, wait_to_come_in};
 use crate::unwind;
 use crate::vm::{
     Capture, Crossing, ErrorPolicy, FrameKind, Report, Site, StackScanner, UpcallError, UpcallOrigin,
-    UpcallRefused, Wanted,
+    UpcallRefused, Wanted, tell,
 };
 use core::any::type_name;
 use std::sync::Arc;
@@ -76,6 +76,8 @@ struct Arriving<'a, 'n, V: StackScanner> {
     policy: Option<ErrorPolicy>,
     /// What a report calls it.
     name: UpcallName<'n>,
+    /// Whether the upcall function runs when its foreign call carries an error already.
+    after_error: AfterError,
     managed: ManagedPart<'a, V>,
 }
 
@@ -86,9 +88,10 @@ pub(super) fn arrive<V: StackScanner>(
     sp: usize,
     policy: Option<ErrorPolicy>,
     name: UpcallName<'_>,
+    after_error: AfterError,
     managed: ManagedPart<'_, V>,
 ) {
-    let upcall = Arriving { sp, policy, name, managed };
+    let upcall = Arriving { sp, policy, name, after_error, managed };
     match arrival {
         Arrival::On(record) => upcall.on(record),
         Arrival::Waiting(record) => {
@@ -166,8 +169,8 @@ impl<V: StackScanner> Arriving<'_, '_, V> {
                     ));
                 }
                 let error = describe::<V>(&payload);
-                shared.vm.report(&Report::UpcallErrorUnclaimed { error, upcall: &self.origin() });
-                return;
+                tell(&shared.vm, &Report::UpcallErrorUnclaimed { error, upcall: &self.origin() });
+                return unwind::discard(payload);
             }
         };
         let upcall = &self.origin();
@@ -181,15 +184,25 @@ impl<V: StackScanner> Arriving<'_, '_, V> {
                 Report::UpcallErrorUnclaimed { error: UpcallError::Refused(refused), upcall }
             }
             Err(AttachError::Forked) => return refuse_in_copy(),
-            // By the handler of a signal, while this upcall was on its way to attach.
-            Err(AttachError::AlreadyAttached) => return self.in_world(shared),
+            // By the handler of a signal, or by `Vm::attach`, while this upcall was on its way to attach.
+            Err(AttachError::AlreadyAttached) => {
+                // SAFETY: null, or this thread's attached record of this world.
+                match unsafe { shared.current().as_ref() } {
+                    Some(record) => return self.on(record),
+                    // Once more would be for ever: it would do the same again.
+                    None => unwind::abort(format_args!(
+                        "`Vm::attach` of `{}` attached the foreign thread it was called for, and detached it again; it must only make what a mutator keeps",
+                        type_name::<V>()
+                    )),
+                }
+            }
             Err(AttachError::PauseHeldHere) if arch::is_below_exit() => Report::UpcallAtProcessExit,
             // `UnknownStack` is an error of attaching managed: here nothing managed lies on the stack yet.
             Err(error @ (AttachError::PauseHeldHere | AttachError::UnknownStack)) => {
                 unwind::abort(format_args!("a foreign thread calls in: {error}"))
             }
         };
-        shared.vm.report(&report);
+        tell(&shared.vm, &report);
     }
 
     fn on(self, record: &Record<V>) {
@@ -222,7 +235,7 @@ impl<V: StackScanner> Arriving<'_, '_, V> {
         match nesting::arrived::<V>(header, self.sp) {
             Arrived::InNewest => self.from(record, saved),
             Arrived::In(call) => {
-                repair_slow(vm_of::<V>(record), header, call, Skipped::Over);
+                header.held(|| repair_slow(vm_of::<V>(record), header, call, Skipped::Over));
                 self.from(record, call);
             }
             // What was jumped over, if it was, is found when C comes back; a scan of native frames cannot wait for that.
@@ -266,7 +279,7 @@ impl<V: StackScanner> Arriving<'_, '_, V> {
         if !V::FAULTS.has(Faults::NO_SKIP_CHECK)
             && let Arrived::In(call) = nesting::arrived::<V>(header, self.sp)
         {
-            repair_slow(vm_of::<V>(record), header, call, Skipped::Over);
+            header.held(|| repair_slow(vm_of::<V>(record), header, call, Skipped::Over));
             return self.from(record, call);
         }
         refuse_managed::<V>(record);
@@ -282,11 +295,14 @@ impl<V: StackScanner> Arriving<'_, '_, V> {
         if matches!(saved.kind.get(), FrameKind::Suspended | FrameKind::Resuming) {
             abort_switched::<V>(record, saved);
         }
+        if self.is_skipped(saved) {
+            return saved.count_skipped_upcall();
+        }
         if terms.upcalls == Upcalls::Forbidden {
             let refused = UpcallRefused::Forbidden { call_site: saved.site.get() };
             return self.refuse(record, saved, refused);
         }
-        let Self { sp, policy, name, managed } = self;
+        let Self { sp, policy, name, after_error, managed } = self;
         if terms.ends_with_upcall {
             let mut managed = Some(managed);
             let mut run = |record: &Record<V>, frame: &ForeignFrame| {
@@ -296,10 +312,10 @@ impl<V: StackScanner> Arriving<'_, '_, V> {
                     managed.run(record, frame);
                 }
             };
-            let upcall = Arriving::<V> { sp, policy, name, managed: ManagedPart::new(&mut run) };
+            let upcall = Arriving::<V> { sp, policy, name, after_error, managed: ManagedPart::new(&mut run) };
             return upcall.preserving(record, saved, terms.preserve);
         }
-        Arriving { sp, policy, name, managed }.preserving(record, saved, terms.preserve);
+        Arriving { sp, policy, name, after_error, managed }.preserving(record, saved, terms.preserve);
     }
 
     /// With the managed side's machine state in the upcall and C's own after it.
@@ -329,26 +345,35 @@ impl<V: StackScanner> Arriving<'_, '_, V> {
             Ok(()) => self.managed.run(record, frame),
             Err(Unreleased::PauseHeldHere) => {
                 // What the way in took, a global lock, is given back: the way back of the foreign call takes it again.
-                hook(|| vm_of::<V>(record).leaving_managed(Crossing::Upcall));
+                record.header.held(|| hook(|| vm_of::<V>(record).leaving_managed(Crossing::Upcall)));
                 self.refuse(record, saved, UpcallRefused::PauseHeldHere { call_site: saved.site.get() });
             }
             // An upcall is never parked.
             Err(Unreleased::Ended | Unreleased::Parked) => {
                 let vm = vm_of::<V>(record);
-                hook(|| {
-                    vm.leaving_managed(Crossing::Upcall);
+                record.header.held(|| {
+                    hook(|| vm.leaving_managed(Crossing::Upcall));
                     let upcall = &origin(Some(self.name), Some(&record.header), Some(saved));
-                    vm.report(&Report::UpcallAfterShutdown { upcall });
+                    tell(vm, &Report::UpcallAfterShutdown { upcall });
                 });
             }
         }
     }
 
+    /// Says whether an upcall of the call with the record `saved` does not run, since one before it has failed.
+    fn is_skipped(&self, saved: &ForeignFrame) -> bool {
+        saved.carries_error()
+            && self.after_error == AfterError::Skip
+            && saved.terms().after_error == AfterError::Skip
+    }
+
     /// Refuses the upcall: the error goes to whoever runs the foreign call, or the pause.
     fn refuse(self, record: &Record<V>, saved: &ForeignFrame, refused: UpcallRefused) {
-        // A foreign thread between upcalls may detach, also in a report: its world would go, with the VM that is reporting.
-        let _world = keep_world(&record.header);
-        carry::<V>(record, saved, self.policy, Some(self.name), Box::new(refused));
+        if self.is_skipped(saved) {
+            return saved.count_skipped_upcall();
+        }
+        let refused = Box::new(refused);
+        record.header.held(|| carry::<V>(record, saved, self.policy, Some(self.name), refused));
     }
 }
 
@@ -390,7 +415,7 @@ fn refuse_managed<V: StackScanner>(record: &Record<V>) {
     if !arch::is_below_exit() {
         abort_managed::<V>(record);
     }
-    hook(|| vm_of::<V>(record).report(&Report::UpcallAtProcessExit));
+    record.header.held(|| tell(vm_of::<V>(record), &Report::UpcallAtProcessExit));
 }
 
 /// Nothing tells whether foreign code has jumped, and a scanner would walk the frames that it may have jumped over.

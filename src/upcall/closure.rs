@@ -1,24 +1,28 @@
-//! [`UpcallClosure`]: a closure behind a function pointer and a user-data pointer.
+//! [`UpcallClosure`]: a closure that C can call, through a function pointer and a user-data pointer.
 
-use super::arrival::Arrival;
-use super::crossing::{Conduct, Exceptions, Once, UpcallName, cross_in, cross_in_by};
-use super::{Frontier, Signature, UpcallBody, sealed};
-use crate::arch;
+use super::crossing::{Conduct, Exceptions, Once, UpcallName, cross_in};
+use super::{Frontier, Signature, UpcallBody, enter_somewhere, sealed};
+use crate::activation::AfterError;
 use crate::mutator::Mutator;
 use crate::pause::Shared;
+use crate::thread::only_in;
+use crate::unwind::last_resort;
 use crate::vm::{ErrorPolicy, StackScanner};
 use core::ffi::c_void;
 use core::fmt;
 use core::marker::PhantomData;
 use core::panic::Location;
 use core::ptr::{self, NonNull};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 /// What the user-data pointer of an [`UpcallClosure`] points to.
 pub(super) struct ClosureData<V: StackScanner, F, R> {
-    shared: Arc<Shared<V>>,
+    /// Weak: a VM may keep closures of its own, and would never end.
+    shared: Weak<Shared<V>>,
+    /// The same, as the records of its mutators have it: `Weak::as_ptr` looks at more.
+    world: *const Shared<V>,
     body: F,
-    fallback: R,
+    fallback: ClosureFallback<R>,
     made_at: &'static Location<'static>,
 }
 
@@ -48,13 +52,26 @@ where
     fn name(&self) -> UpcallName<'_> {
         UpcallName { function: F::name(), made_at: Some(self.0.made_at) }
     }
+
+    fn after_error(self) -> AfterError {
+        F::AFTER_ERROR
+    }
+}
+
+/// What C gets in place of a result.
+enum ClosureFallback<R> {
+    /// The same value each time. It goes to whatever thread calls: `R: Copy + Send`.
+    Value(R),
+    /// Made on the thread that calls, so nothing goes from one to another.
+    Made(fn() -> R),
 }
 
 impl<V: StackScanner, F, R> ClosureData<V, F, R> {
     fn fallback(&self) -> impl Fn() -> R {
-        || {
-            // SAFETY: `R: Copy`, as `UpcallClosure::with_fallback` asks.
-            unsafe { ptr::from_ref(&self.fallback).read() }
+        || match &self.fallback {
+            // SAFETY: `R: Copy + Send`, as `UpcallClosure::with_fallback` asks.
+            ClosureFallback::Value(value) => unsafe { ptr::from_ref(value).read() },
+            ClosureFallback::Made(make) => last_resort(*make),
         }
     }
 
@@ -68,15 +85,9 @@ impl<V: StackScanner, F, R> ClosureData<V, F, R> {
         });
         let conduct = ConductIn::<V, F, Arguments, R, E>(self, PhantomData);
         // SAFETY: null, or this thread's attached record of this world.
-        match unsafe { self.shared.only().as_ref() } {
+        match unsafe { only_in(self.world).as_ref() } {
             Some(record) => cross_in(record, conduct, &mut body, self.fallback()),
-            None => cross_in_by(
-                Arrival::In(&self.shared),
-                arch::entry_stack_pointer(),
-                conduct,
-                &mut body,
-                self.fallback(),
-            ),
+            None => enter_somewhere(&self.shared, conduct, &mut body, self.fallback()),
         }
     }
 }
@@ -84,12 +95,18 @@ impl<V: StackScanner, F, R> ClosureData<V, F, R> {
 /// A closure that C can call, through a function pointer and a user-data pointer.
 ///
 /// The closure is `Fn`, since C may call it again while it runs, and `Sync`, since C may call it from another thread; such a thread is attached to the closure's world on its
-/// first upcall. Dropping the `UpcallClosure` frees the closure. Write out the type of the closure's first parameter, as in the example: the compiler cannot infer it.
+/// first upcall. Dropping the `UpcallClosure` frees the closure. It does not keep its world: a VM can keep closures of its own. When the world has ended, C gets the fallback value, and a line is
+/// written to standard error. Write out the type of the closure's first parameter, as in the example: the compiler cannot infer it.
 ///
 /// # Safety of the pointers
 ///
-/// [`data_first`](Self::data_first), [`data_last`](Self::data_last) and their unwinding forms are `unsafe` functions: whoever calls them, C included, passes [`data`](Self::data) of the same closure, which must
-/// not have been dropped and must not be dropped before the call is over.
+/// [`data_first`](Self::data_first), [`data_last`](Self::data_last) and their unwinding forms are `unsafe` functions. Whoever calls them, C included, promises two things:
+///
+/// - The user data is [`data`](Self::data) of the same closure, which has not been dropped, and is not dropped
+///   before the call is over.
+/// - What the closure borrows is borrowed still, until the call is over: the call lies within `'c`, the first
+///   parameter of this type. The second does not follow from the first, since [`mem::forget`](core::mem::forget) ends the
+///   borrow of a closure that borrows, and drops nothing. A closure that C keeps for longer owns what it uses.
 ///
 /// # Examples
 ///
@@ -114,7 +131,7 @@ pub struct UpcallClosure<'c, V: StackScanner, Arguments, R, F> {
     _signature: PhantomData<fn(Arguments) -> R>,
 }
 
-// SAFETY: it owns the closure (`Sync`, and `Send` is asked for here), a fallback and a shared world.
+// SAFETY: it owns the closure (`Sync`, and `Send` is asked for here), a fallback and a count of a shared world.
 unsafe impl<V: StackScanner, Arguments, R: Send, F: Send> Send for UpcallClosure<'_, V, Arguments, R, F> {}
 // SAFETY: shared access gives pointers only; what C does with them is the unsafe caller's promise.
 unsafe impl<V: StackScanner, Arguments, R: Sync, F: Sync> Sync for UpcallClosure<'_, V, Arguments, R, F> {}
@@ -132,15 +149,70 @@ where
     where
         R: Default,
     {
-        Self::with_fallback(world, closure, R::default())
+        Self::make(world, closure, ClosureFallback::Made(R::default))
     }
 
-    /// Makes a closure callable from C; if it panics, C gets `fallback`.
+    /// Makes a closure callable from C; if it panics, C gets `fallback`, on whatever thread it calls.
+    ///
+    /// A fallback that may not go to another thread, a pointer for example, is made where it is needed:
+    /// see [`with_fallback_fn`](Self::with_fallback_fn).
+    ///
+    /// ```compile_fail,E0277
+    /// use core::cell::Cell;
+    /// use reentry::testkit::TestVm;
+    /// use reentry::{Mutator, UpcallClosure, World};
+    ///
+    /// let world = World::new(TestVm::new());
+    /// let cell: &'static Cell<u64> = Box::leak(Box::new(Cell::new(0)));
+    /// // The thread that calls would get a `&Cell` of this one.
+    /// let closure = UpcallClosure::with_fallback(&world, |_: &mut Mutator<TestVm>| -> &'static Cell<u64> { panic!() }, cell);
+    /// ```
     #[must_use]
     #[track_caller]
-    pub fn with_fallback(world: &crate::World<V>, closure: F, fallback: R) -> Self {
-        let (shared, made_at) = (Arc::clone(world.shared()), Location::caller());
-        let data = Box::new(ClosureData { shared, body: closure, fallback, made_at });
+    pub fn with_fallback(world: &crate::World<V>, closure: F, fallback: R) -> Self
+    where
+        R: Send,
+    {
+        Self::make(world, closure, ClosureFallback::Value(fallback))
+    }
+
+    /// Makes a closure callable from C; if it panics, C gets what `fallback` returns, on the thread it calls on.
+    ///
+    /// A fallback that panics ends the process.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use core::ffi::c_void;
+    /// use reentry::testkit::TestVm;
+    /// use reentry::{Mutator, UpcallClosure, World};
+    ///
+    /// let world = World::new(TestVm::new());
+    /// let closure = UpcallClosure::with_fallback_fn(
+    ///     &world,
+    ///     |_: &mut Mutator<TestVm>| -> *mut c_void { panic!("no memory") },
+    ///     core::ptr::null_mut,
+    /// );
+    /// let (function, data) = (closure.data_last(), closure.data());
+    /// let mut mutator = world.attach()?;
+    /// let seen = core::cell::Cell::new(data);
+    /// // SAFETY: the data pointer is the closure's own, and the closure lives.
+    /// let call = || seen.set(unsafe { function(data) });
+    /// std::panic::catch_unwind(core::panic::AssertUnwindSafe(|| mutator.foreign_call().run(call))).unwrap_err();
+    /// assert!(seen.get().is_null());
+    /// # Ok::<(), reentry::AttachError>(())
+    /// ```
+    #[must_use]
+    #[track_caller]
+    pub fn with_fallback_fn(world: &crate::World<V>, closure: F, fallback: fn() -> R) -> Self {
+        Self::make(world, closure, ClosureFallback::Made(fallback))
+    }
+
+    #[track_caller]
+    fn make(world: &crate::World<V>, closure: F, fallback: ClosureFallback<R>) -> Self {
+        let shared = Arc::downgrade(world.shared());
+        let (world, made_at) = (shared.as_ptr(), Location::caller());
+        let data = Box::new(ClosureData { shared, world, body: closure, fallback, made_at });
         Self { data: NonNull::from(Box::leak(data)), _closure: PhantomData, _signature: PhantomData }
     }
 

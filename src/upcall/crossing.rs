@@ -4,7 +4,7 @@
 
 use super::arrival::{Arrival, ManagedPart, arrive};
 use super::{run, run_outlined};
-use crate::activation::ForeignFrame;
+use crate::activation::{AfterError, ForeignFrame};
 use crate::arch;
 use crate::chain;
 use crate::checked::CHECKED;
@@ -14,10 +14,10 @@ use crate::os_thread::ThreadLabel;
 use crate::pause::Shared;
 use crate::record::Header;
 use crate::steps::{Step, reached};
-use crate::thread::{Record, is_mine};
-use crate::transition::{come_in, describe, go_back_out, hook, overtaken, stress_call};
+use crate::thread::Record;
+use crate::transition::{come_in, describe, end_error, go_back_out, hook, overtaken, stress_call};
 use crate::unwind::{self, Payload, Thrown};
-use crate::vm::{Capture, Crossing, ErrorPolicy, FrameKind, Report, Site, StackScanner, UpcallOrigin};
+use crate::vm::{Capture, Crossing, ErrorPolicy, FrameKind, Report, Site, StackScanner, UpcallOrigin, tell};
 use core::mem::{ManuallyDrop, MaybeUninit, needs_drop};
 use core::panic::Location;
 
@@ -30,6 +30,9 @@ pub(super) trait Conduct: Copy {
 
     /// What a report calls the upcall. Asked for when there is something to report.
     fn name(&self) -> UpcallName<'_>;
+
+    /// Whether it runs when its foreign call carries an error already.
+    fn after_error(self) -> AfterError;
 }
 
 /// What a report calls an upcall.
@@ -66,7 +69,7 @@ pub(super) enum Exceptions {
 }
 
 #[inline(always)]
-fn policy_of<C: Conduct>(_: C) -> Option<ErrorPolicy> {
+pub(super) fn policy_of<C: Conduct>(_: C) -> Option<ErrorPolicy> {
     C::POLICY
 }
 
@@ -124,7 +127,14 @@ pub(super) fn cross_in_by<V: StackScanner, R>(
     let mut managed = |record: &Record<V>, frame: &ForeignFrame| {
         result = Some(managed_part(record, frame, sp, conduct, body, &fallback));
     };
-    arrive(arrival, sp, policy_of(conduct), conduct.name(), ManagedPart::new(&mut managed));
+    arrive(
+        arrival,
+        sp,
+        policy_of(conduct),
+        conduct.name(),
+        conduct.after_error(),
+        ManagedPart::new(&mut managed),
+    );
     // Without a result the upcall was refused.
     result.unwrap_or_else(fallback)
 }
@@ -139,6 +149,10 @@ impl Conduct for OnFiber {
 
     fn name(&self) -> UpcallName<'_> {
         UpcallName { function: "the first activation of a fiber", made_at: None }
+    }
+
+    fn after_error(self) -> AfterError {
+        AfterError::Skip
     }
 }
 
@@ -171,16 +185,11 @@ fn stress_arrival<V: StackScanner>(record: &Record<V>, frame: &ForeignFrame) {
     }
 }
 
-/// Runs the hook, which must not detach the thread it runs for. (With no hook the compiler sees that nothing has changed.)
+/// Runs the hook, which cannot detach the thread it runs for. (With no hook the compiler sees that nothing has changed, and the hold costs nothing.)
 #[inline(always)]
 fn entering<V: StackScanner>(record: &Record<V>) {
     let vm = vm_of::<V>(record);
-    hook(|| vm.entering_managed(Crossing::Upcall));
-    if !is_mine(&record.header) {
-        unwind::abort(format_args!(
-            "a transition hook detached the thread it runs for; the hooks of `Vm` must not"
-        ));
-    }
+    record.header.held(|| hook(|| vm.entering_managed(Crossing::Upcall)));
 }
 
 #[inline(always)]
@@ -267,10 +276,8 @@ fn go_back_out_of_leaked<V: StackScanner, R>(record: &Record<V>, frame: &Foreign
 
 /// Ends what a leaked call of an upcall has in call memory: the record serves the next upcall of this depth, which must not find it again (I3).
 fn release_memory<V: StackScanner>(vm: &V, frame: &ForeignFrame) {
-    hook(|| {
-        overtaken(vm, frame);
-        frame.finish_slow();
-    });
+    overtaken(vm, frame);
+    frame.finish_slow();
 }
 
 /// Runs the body of an upcall through which exceptions of foreign code pass: one that does leaves the upcall as its return would.
@@ -306,7 +313,7 @@ fn letting_exceptions_pass<V: StackScanner, R>(
         }
         go_back_out(vm_of::<V>(record), &record.header, saved);
         let report = Report::ActivationsSkipped { skipped: 1, call_site: saved.site.get() };
-        hook(|| vm_of::<V>(record).report(&report));
+        record.header.held(|| tell(vm_of::<V>(record), &report));
     });
     let result = body();
     scopeguard::ScopeGuard::into_inner(passing);
@@ -367,24 +374,9 @@ pub(super) fn carry<V: StackScanner>(
     name: Option<UpcallName<'_>>,
     payload: Payload,
 ) {
-    // Foreign frames may be next: neither a report nor the drop of an error may unwind (I7).
-    hook(|| carry_on::<V>(record, saved, policy, name, payload));
-}
-
-/// [`carry`].
-///
-/// # Panics
-///
-/// With what the VM's report panics with, or the drop of an error that ends here.
-fn carry_on<V: StackScanner>(
-    record: &Record<V>,
-    saved: &ForeignFrame,
-    policy: Option<ErrorPolicy>,
-    name: Option<UpcallName<'_>>,
-    payload: Payload,
-) {
     let vm = vm_of::<V>(record);
     let upcall = || origin(name, Some(&record.header), Some(saved));
+    // Foreign frames may be next: neither a report nor the drop of an error may unwind (I7, R3).
     let error = describe::<V>(&payload);
     match policy.unwrap_or(saved.terms().on_error) {
         ErrorPolicy::Abort => unwind::abort(format_args!(
@@ -393,20 +385,33 @@ fn carry_on<V: StackScanner>(
         )),
         ErrorPolicy::Fallback => {
             let call_site = saved.site.get();
-            vm.report(&Report::UpcallErrorIgnored { error, call_site, upcall: &upcall() });
+            tell(vm, &Report::UpcallErrorIgnored { error, call_site, upcall: &upcall() });
+            unwind::discard(payload);
         }
         ErrorPolicy::Carry if saved.kind.get() == FrameKind::ForeignThread => {
-            vm.report(&Report::UpcallErrorUnclaimed { error, upcall: &upcall() });
+            tell(vm, &Report::UpcallErrorUnclaimed { error, upcall: &upcall() });
+            unwind::discard(payload);
         }
         ErrorPolicy::Carry => {
             if let Some(second) = saved.set_pending(payload) {
-                vm.report(&Report::UpcallErrorSuperseded { error: describe::<V>(&second) });
+                end_error(vm, second);
             }
         }
     }
 }
 
 impl<V: StackScanner> Mutator<V> {
+    /// Says whether the foreign call that this upcall runs in carries an error already: the call will go on
+    /// with that one, whatever this upcall does. False outside upcalls.
+    ///
+    /// Only an upcall that runs in spite of an error can see one: [`Always`](crate::Always), an upcall of a call with
+    /// [`upcalls_after_error`](crate::ForeignCall::upcalls_after_error), and one that has called [`throw`](Self::throw) itself.
+    #[must_use]
+    pub fn error_pending(&self) -> bool {
+        // SAFETY: null, or a live record of this mutator.
+        unsafe { self.frame().older.as_ref() }.is_some_and(ForeignFrame::carries_error)
+    }
+
     /// Makes `exception` the outcome of the foreign call this upcall runs in; the upcall goes on, and returns to C what C is to see.
     ///
     /// For bodies that work as C does (an exception is pending, the result says so); a [`Throwing`](crate::Throwing) body returns its exception instead. The [policy](ErrorPolicy), the upcall function's or the call's, decides what

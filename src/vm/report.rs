@@ -75,6 +75,15 @@ pub enum Report<'r> {
         /// Which upcall it was.
         upcall: &'r UpcallOrigin<'r>,
     },
+    /// A foreign call went on to call back when an upcall of it had failed: C got the fallback values at once,
+    /// and the upcall functions were not run. Reported when the call has returned, once. See
+    /// [`ForeignCall::upcalls_after_error`](crate::ForeignCall::upcalls_after_error).
+    UpcallsAfterError {
+        /// How many upcalls there were.
+        count: u32,
+        /// The foreign call.
+        call_site: Option<&'static Location<'static>>,
+    },
     /// A foreign thread called in before the world was opened. C got the fallback value.
     UpcallBeforeOpen {
         /// Which upcall it was.
@@ -198,6 +207,12 @@ impl fmt::Display for Report<'_> {
             Self::UpcallAtThreadExit { upcall } => write!(
                 f,
                 "a foreign thread called in while it was exiting; C got the fallback value\n  which: {upcall}"
+            ),
+            Self::UpcallsAfterError { count, call_site } => write!(
+                f,
+                "{count} upcall(s) of the foreign call at {} were not run, since one before had failed; C got the fallback values; \
+                 a function that must run all the same is declared with `Always`, a call with `upcalls_after_error`",
+                Site(*call_site)
             ),
             Self::UpcallAtProcessExit => f.write_str(
                 "foreign code called in at the exit of the process, where managed code or a pause of the same thread had called `exit`; C got the fallback value. Leave managed code before the process exits",

@@ -207,7 +207,7 @@ fn errors_of_closures_go_the_way_of_every_upcalls() {
     // C's clean-up runs, and sees the fallback value.
     let mut cleaned_up = 0;
     let panicked = number(|| {
-        mutator.foreign_call().run(|| {
+        mutator.foreign_call().upcalls_after_error().run(|| {
             // SAFETY: calls the callback twice, with 1 and 2.
             seen = unsafe { foreign_call_back_twice(code(&fails), &raw mut cleaned_up) };
         });

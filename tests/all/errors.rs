@@ -197,7 +197,7 @@ fn the_first_of_two_errors_is_carried_and_the_second_is_reported() {
         for second in EVERY_WAY {
             let closure = UpcallClosure::with_fallback(&world, fail(first, second), FALLBACK);
             let (function, data) = (closure.data_last(), closure.data());
-            let mut call = mutator.foreign_call();
+            let mut call = mutator.foreign_call().upcalls_after_error();
             let mut got = (0, 0);
             // SAFETY: the data pointer is the closure's own, and the closure lives.
             let mut run = || got = unsafe { (function(1, data), function(2, data)) };
@@ -235,7 +235,7 @@ fn c_goes_on_after_an_error_and_calls_back_again() {
         upcall_fn_or(Throwing(|_: &mut Mutator<Vm>, x: c_int| Err(Oops::Number(x as u32))), || FALLBACK);
     let mut cleaned_up = 0;
     let mut got = 0;
-    let outcome = mutator.foreign_call().try_run(|| {
+    let outcome = mutator.foreign_call().upcalls_after_error().try_run(|| {
         // SAFETY: C writes the count.
         got = unsafe { foreign_call_back_twice(callback, &raw mut cleaned_up) };
     });

@@ -1,21 +1,18 @@
 //! Safe code, and C that keeps to its signatures, against dynamic calls and closures. What they try must be refused, or turn out harmless.
 
 use crate::child;
-use crate::emulator::EMULATED;
 use crate::plain::{Plain, Steps, number, panic_quietly};
 use core::cell::Cell;
-use core::ffi::{c_int, c_void};
-use core::hint::black_box;
+use core::ffi::c_void;
 use core::mem::ManuallyDrop;
-use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use reentry::dynamic::{
     Abi, CallError, Closure, Function, Library, Quarantine, Scalar, Signature, Struct, TryCallError, Type,
     Value,
 };
 use reentry::testkit::{TestVm, Trap};
-use reentry::{Capture, ErrorPolicy, FenceStrategy, Report, RootVisitor, Segment, StackScanner, World};
+use reentry::{ErrorPolicy, FenceStrategy, World};
 use reentry_foreign::{Callback, foreign_call_back};
-use std::sync::{Arc, LazyLock};
+use std::sync::Arc;
 use std::thread;
 
 type Vm = Plain<410>;
@@ -77,98 +74,6 @@ fn a_closure_whose_body_is_being_dropped_stays_in_quarantine() {
         assert_eq!(Quarantine::len(), 0);
     });
 }
-
-/// The thread a closure was made on counts itself in and out without locked instructions. While it is in, it is detached by a report, and another thread gets its mutator's record: that one
-/// counts as any other thread does, or the two would count over each other.
-#[test]
-fn a_thread_that_takes_over_a_record_does_not_count_as_the_one_that_made_the_closure() {
-    struct Leaver {
-        steps: Steps,
-    }
-    impl reentry::Vm for Leaver {
-        type Ref = usize;
-        type Local = ();
-        type Exception = core::convert::Infallible;
-        const CAPTURE: Capture = Capture::Nothing;
-        fn attach(&self) {}
-        fn report(&self, report: &Report<'_>) {
-            if !matches!(report, Report::UpcallErrorUnclaimed { .. }) {
-                return;
-            }
-            // The upcall has been refused, for want of stack. Between upcalls a foreign thread may detach.
-            WORLD.detach_foreign_thread().unwrap();
-            let step = self.steps.now();
-            self.steps.reach(step + 1);
-            self.steps.wait(step + 2);
-        }
-    }
-    // SAFETY: S1, S2: no frame holds a reference. S3 to S5: it does nothing. S6: no fault.
-    unsafe impl StackScanner for Leaver {
-        fn scan_segment(&self, (): &(), _: &Segment<'_>, _: &mut dyn RootVisitor<usize>) {}
-    }
-    static WORLD: LazyLock<World<Leaver>> = LazyLock::new(|| {
-        World::<Leaver>::builder().stack_reserve(1 << 30).build(Leaver { steps: Steps::new() })
-    });
-    const STACK: usize = 1 << 20;
-    /// Calls from deep down, where less than the reserve is left.
-    fn deep(code: Callback, top: usize) -> c_int {
-        let frame = black_box([top; 1024]);
-        if top - (&raw const frame).addr() < STACK / 8 * 5 {
-            let given = deep(code, top);
-            assert_eq!(black_box(frame)[7], top);
-            return given;
-        }
-        // SAFETY: calls the callback.
-        unsafe { foreign_call_back(code, 1) }
-    }
-    let name =
-        "hostile_dynamic::a_thread_that_takes_over_a_record_does_not_count_as_the_one_that_made_the_closure";
-    child::succeeds(name, || {
-        let steps = &WORLD.vm().steps;
-        for _ in 0..if EMULATED { 200 } else { 1000 } {
-            let (begin, stop, held) = (steps.now(), AtomicBool::new(false), Arc::new(()));
-            let closure = thread::scope(|scope| {
-                let maker = thread::Builder::new().stack_size(STACK).spawn_scoped(scope, || {
-                    let attaching = Closure::new(&WORLD, &int_to_int(), |_, call| {
-                        call.returns(0).unwrap();
-                        Ok(())
-                    });
-                    let attaching = attaching.unwrap();
-                    // SAFETY: calls the callback.
-                    assert_eq!(unsafe { foreign_call_back(callback(attaching.code()), 1) }, 0);
-                    let inside = Arc::clone(&held);
-                    let closure =
-                        Closure::builder(&WORLD, &int_to_int()).fallback(-1).build(move |_, call| {
-                            call.returns(i32::try_from(Arc::strong_count(&inside)).unwrap()).unwrap();
-                            Ok(())
-                        });
-                    let (closure, inside_stack) = (closure.unwrap(), 0_u8);
-                    CODE.store(closure.code().expose_provenance(), Ordering::Relaxed);
-                    assert_eq!(deep(callback(closure.code()), (&raw const inside_stack).addr()), -1);
-                    stop.store(true, Ordering::Relaxed);
-                    closure
-                });
-                let maker = maker.unwrap();
-                steps.wait(begin + 1);
-                let mut mutator = WORLD.attach().unwrap();
-                let code = callback(core::ptr::with_exposed_provenance(CODE.load(Ordering::Relaxed)));
-                steps.reach(begin + 2);
-                mutator.foreign_call().run(|| {
-                    while !stop.load(Ordering::Relaxed) {
-                        // SAFETY: calls the callback.
-                        assert_eq!(unsafe { foreign_call_back(code, 1) }, 2);
-                    }
-                });
-                maker.join().unwrap()
-            });
-            drop(closure);
-            assert_eq!(Arc::strong_count(&held), 1, "nobody is inside, so the body has gone");
-        }
-    });
-}
-
-/// The code of the closure of a test, for another thread.
-static CODE: AtomicUsize = AtomicUsize::new(0);
 
 /// A second run that ends with an upcall's error gives no result, not the first one's.
 #[test]

@@ -18,8 +18,8 @@ use reentry::testkit::bytecode::{Function, Program};
 use reentry::testkit::heap::Fate;
 use reentry::testkit::{Correct, FaultSet, NativeResult, Ref, TestVm, Trap, Value};
 use reentry::{
-    Capture, Crossing, ErrorPolicy, FenceStrategy, ForeignCall, FrameKind, MachineState, Mutator, Report,
-    RootVisitor, Segment, StackScanner, Throwing, UpcallClosure, Vm, World, upcall_fn, upcall_fn_or,
+    Always, Capture, Crossing, ErrorPolicy, FenceStrategy, ForeignCall, FrameKind, MachineState, Mutator,
+    Report, RootVisitor, Segment, StackScanner, Throwing, UpcallClosure, Vm, World, upcall_fn, upcall_fn_or,
 };
 use reentry_foreign::{
     Large, foreign_call_back, foreign_call_back_last, foreign_jump, foreign_land, foreign_land_and_call,
@@ -89,11 +89,11 @@ pub(crate) fn step<F: FaultSet, const N: usize>(
 pub(crate) type Step = extern "C" fn(c_int, *mut c_void) -> c_int;
 
 fn first<F: FaultSet>() -> Step {
-    upcall_fn(step::<F, 0>)
+    upcall_fn(Always(step::<F, 0>))
 }
 
 pub(crate) fn next<F: FaultSet>() -> Step {
-    upcall_fn(step::<F, 1>)
+    upcall_fn(Always(step::<F, 1>))
 }
 
 /// How an upcall is left by a jump.

@@ -1,6 +1,7 @@
 //! The suite: one binary, a module for each topic.
 #![expect(clippy::missing_panics_doc, reason = "a test fails by panicking")]
 
+mod after_error;
 mod anchors;
 mod checked;
 mod child;
@@ -21,6 +22,7 @@ mod founding;
 mod hand_overs;
 mod handles;
 mod handshakes;
+mod holds;
 mod hooks;
 mod hostile;
 mod hostile_dynamic;

@@ -441,6 +441,31 @@ fn a_stack_that_is_empty_or_overlaps_another_is_not_declared() {
     mutator.declare_stack(known).unwrap();
 }
 
+#[test]
+fn a_stack_can_be_withdrawn_when_nothing_saved_lies_in_it() {
+    let arena = Arena::new(300);
+    let world = world();
+    let mut mutator = world.attach().unwrap();
+    let stack = arena.range(100, 50);
+    let within = stack.clone();
+    let withdraw = UpcallClosure::new(&world, move |mutator: &mut Mutator<Host>, x: c_int| {
+        let refused = RelocationError::InUse { stack: within.clone(), words: 2 };
+        assert_eq!(mutator.withdraw_stack(within.clone()), Err(refused), "sp and fp of the call");
+        x
+    });
+    mutator.declare_stack(stack.clone()).unwrap();
+    let unknown = RelocationError::UnknownStack { old: arena.range(100, 49), known: vec![stack.clone()] };
+    assert_eq!(mutator.withdraw_stack(arena.range(100, 49)), Err(unknown));
+    let anchor = Anchor::new(1, stack.start + 8, stack.start + 16);
+    let (function, data) = (withdraw.data_last(), withdraw.data());
+    // SAFETY: the data pointer is the closure's own, and the closure lives.
+    mutator.foreign_call().at(anchor).run(|| unsafe { foreign_call_back_last(function, 1, data) });
+    mutator.withdraw_stack(stack.clone()).unwrap();
+    assert!(mutator.withdraw_stack(stack.clone()).is_err(), "once");
+    // The memory serves for a larger stack.
+    mutator.declare_stack(arena.range(90, 80)).unwrap();
+}
+
 /// Frames pushed in the upcall move the stack at every level on the way in: each level's record is rebased by all the moves after it.
 #[test]
 fn a_stack_that_moves_at_every_level_takes_all_older_levels_along() {

@@ -821,6 +821,7 @@ fn the_second_panic_of_one_foreign_call_is_reported_and_the_first_resumes() {
         // SAFETY: the callback is an upcall, and this thread is in a foreign call; `cleaned_up` lives.
         mutator
             .foreign_call()
+            .upcalls_after_error()
             .run(|| unsafe { foreign_call_back_twice(upcall_fn(body), &raw mut cleaned_up) })
     });
     assert_eq!((message.as_str(), cleaned_up), ("upcall 1 failed", 2));

@@ -9,7 +9,7 @@ use core::panic::AssertUnwindSafe;
 use core::ptr::{self, NonNull};
 use reentry::testkit::bytecode::Program;
 use reentry::testkit::{FaultSet, Ref, TestVm};
-use reentry::{Anchor, FenceStrategy, ForeignCall, Mutator, Root, StoppedWorld, World, upcall_fn};
+use reentry::{Always, Anchor, FenceStrategy, ForeignCall, Mutator, Root, StoppedWorld, World, upcall_fn};
 use reentry_foreign::{
     foreign_call_back_last, foreign_jump, foreign_land, foreign_land_and_call, foreign_land_many,
 };
@@ -471,7 +471,7 @@ impl<F: FaultSet> Machine<F> {
 
     /// The foreign half of a call.
     fn cross(&self, call: &mut ForeignCall<'_, TestVm<F>>, foreign: Foreign) {
-        let callback: extern "C" fn(c_int, *mut c_void) -> c_int = upcall_fn(step::<F>);
+        let callback: extern "C" fn(c_int, *mut c_void) -> c_int = upcall_fn(Always(step::<F>));
         let machine = ptr::from_ref(self).cast_mut().cast::<c_void>();
         let (agent, thread, point) = {
             let state = &mut *self.state();
