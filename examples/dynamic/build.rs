@@ -20,6 +20,11 @@ fn main() {
     share_sqlite(&directory("DEP_SQLITE3_LIB_DIR"), &out);
     share_zlib(&directory("DEP_Z_ROOT"), &out);
     println!("cargo::rustc-link-arg-bins=-Wl,-rpath,{}", out.display());
+    let compiler = cc::Build::new().get_compiler();
+    if compiler.args().iter().any(|flag| flag.to_string_lossy().starts_with("-fsanitize")) {
+        // The libraries find the sanitizer's functions in the program.
+        println!("cargo::rustc-link-arg-bins=-Wl,--export-dynamic");
+    }
 }
 
 fn share_sqlite(library: &Path, out: &Path) {
