@@ -524,7 +524,11 @@ fn the_upcall_after_a_jump_may_be_another_function_with_another_frame() {
     let large_small = |data| unsafe { foreign_land_large_and_call(0, large::<0>(), next::<Correct>(), data) };
     for from in [From::Foreign, From::Managed] {
         for under in 0..3 {
-            jump_between_shapes("then twelve arguments", true, small_wide, under, from);
+            // Six of the twelve lie on the stack, which is more than the skipped frames take where the optimiser sees a whole crate.
+            let exact = cfg!(debug_assertions);
+            if exact || (from, under) != (From::Managed, 0) {
+                jump_between_shapes("then twelve arguments", exact, small_wide, under, from);
+            }
             jump_between_shapes("after twelve arguments", true, wide_small, under, from);
             if (from, under) != (From::Managed, 0) {
                 jump_between_shapes("then 256 bytes", false, small_large, under, from);
