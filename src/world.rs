@@ -531,7 +531,7 @@ impl<V: StackScanner> WorldBuilder<V> {
     /// |---|---|---|
     /// | [`Report::StopWait`](crate::Report::StopWait) | who pauses, shakes hands, forks | a mutator that does not stop |
     /// | [`Report::PauseWait`](crate::Report::PauseWait) | who returns from foreign code, polls, calls in, attaches, detaches, pauses, shakes hands, samples, interrupts, shuts down | a pause that is in force |
-    /// | [`Report::OtherWait`](crate::Report::OtherWait) | a foreign thread that calls in early; who returns from an interruptible call | [`World::open`]; the end of the interrupt |
+    /// | [`Report::OtherWait`](crate::Report::OtherWait) | a foreign thread that calls in early | [`World::open`] |
     ///
     /// A wait that goes on is reported again each time it has lasted twice as long. [`Vm::report`](crate::Vm::report) is called on the thread that waits, with no lock of the
     /// crate held. The clock runs in that thread and in no other: crossings, polls and mutators that nobody waits for pay nothing.

@@ -160,8 +160,7 @@ pub enum Report<'r> {
     StopWait(&'r StopWait),
     /// A thread has waited long for a pause or a handshake to end. See [`WorldBuilder::report_after`](crate::WorldBuilder::report_after).
     PauseWait(&'r PauseWait),
-    /// A thread has waited long for something else: for [`World::open`](crate::World::open), or for the end of an interrupt. See
-    /// [`WorldBuilder::report_after`](crate::WorldBuilder::report_after).
+    /// A thread has waited long for something that is no pause: for [`World::open`](crate::World::open). See [`WorldBuilder::report_after`](crate::WorldBuilder::report_after).
     OtherWait(&'r Waiting),
     /// The [audit](crate::guide::audit) has found a slot that comes and goes, or is stale.
     #[cfg(feature = "audit")]

@@ -45,8 +45,6 @@ pub enum Wanted {
     Upcall,
     /// To make its first upcall, in a world that is not [open](crate::World::open) yet.
     Open,
-    /// To end an [interruptible](crate::ForeignCall::interruptible) call whose interrupt runs.
-    EndOfInterrupt,
 }
 
 impl fmt::Display for Wanted {
@@ -65,7 +63,6 @@ impl fmt::Display for Wanted {
             Self::Safepoint => "go on after a safepoint",
             Self::Upcall => "begin an upcall",
             Self::Open => "make its first upcall in a world that is not open yet",
-            Self::EndOfInterrupt => "end a foreign call whose interrupt is running",
         })
     }
 }
@@ -244,7 +241,7 @@ impl Waiting {
         }
         match (self.site, self.wants) {
             (None, _) => Ok(()),
-            (Some(site), Wanted::Return | Wanted::Upcall | Wanted::EndOfInterrupt) => {
+            (Some(site), Wanted::Return | Wanted::Upcall) => {
                 write!(f, "\n    of the foreign call at {site}")
             }
             (Some(site), _) => write!(f, "\n    at {site}"),
@@ -436,17 +433,11 @@ impl Waiting {
     /// The formatter's.
     fn write_alone(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.write(f)?;
-        f.write_str(match self.wants {
-            Wanted::Open => {
-                "\n  what it waits for: `World::open`\
-                 \n  what to do: call `World::open` when the VM is ready, on every way out of its start; or let\
-                 \n    early upcalls be refused (`Early::Refuse`)"
-            }
-            _ => {
-                "\n  what it waits for: the interrupt of its call, which another thread runs\
-                 \n  what to do: let the interrupt return at once; it must not wait for the call it interrupts"
-            }
-        })
+        f.write_str(
+            "\n  what it waits for: `World::open`\
+             \n  what to do: call `World::open` when the VM is ready, on every way out of its start; or let\
+             \n    early upcalls be refused (`Early::Refuse`)",
+        )
     }
 }
 
