@@ -19,6 +19,21 @@ use core::ptr;
 use scopeguard::ScopeGuard;
 use std::sync::Arc;
 
+/// Why a thread could not be detached.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum DetachError {
+    /// The attachment has an owner.
+    #[error("this thread is attached through an `Attachment`; drop that instead")]
+    Owned,
+    /// The mutator is in use.
+    #[error("this thread cannot detach: {reason}")]
+    Busy {
+        /// What it is doing.
+        reason: &'static str,
+    },
+}
+
 impl<V: StackScanner> Leave for Shared<V> {
     fn leave(&self, header: &Header) -> Result<(), &'static str> {
         let base = &raw const header.base;

@@ -155,6 +155,7 @@ pub mod testkit;
 
 pub use activation::{RelocationError, StackEnd};
 pub use anchor::Anchor;
+pub use attach::DetachError;
 #[cfg(feature = "audit")]
 pub use audit::{Audit, AuditLog};
 pub use chain::{ChainDamage, ChainError};
@@ -201,4 +202,4 @@ pub use vm::{
 };
 #[cfg(feature = "audit")]
 pub use vm::{Fault, Finding, FoundIn, FoundSlot, Sighting};
-pub use world::{Attachment, DetachError, InterruptError, World, WorldBuilder};
+pub use world::{Attachment, InterruptError, World, WorldBuilder};

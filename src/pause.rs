@@ -38,7 +38,7 @@ use core::marker::PhantomData;
 use core::ops::Range;
 use core::panic::Location;
 use core::ptr::{self, NonNull};
-use core::sync::atomic::{AtomicBool, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use core::time::Duration;
 use std::sync::{Arc, Weak};
 use std::time::Instant;
@@ -51,6 +51,8 @@ pub(crate) struct Shared<V: StackScanner> {
     pub(crate) vm: V,
     /// What this is the inside of, for whoever has a mutator and no handle.
     pub(crate) own: Weak<Self>,
+    /// How many [`World`](crate::World)s there are of it.
+    pub(crate) worlds: AtomicUsize,
     pub(crate) pins: Arc<PinTable<V::Ref>>,
     /// The bytes of native stack an upcall must find.
     pub(crate) stack_reserve: usize,
@@ -446,11 +448,15 @@ impl<V: StackScanner> Drop for StoppedWorld<'_, V> {
         }
         registry.asker = None;
         registry.awaited = ptr::null();
+        let deserted = registry.deserted;
         drop(registry);
         coordinator.resumed.notify_all();
         for header in ended {
             // SAFETY: as in `headers`; its `Fiber` has been dropped, and it has just been dismissed.
             unsafe { self.shared.end_fiber(&*header) };
+        }
+        if deserted && self.shared.worlds.load(Ordering::Relaxed) == 0 {
+            coordinator.desert();
         }
         #[cfg(feature = "audit")]
         self.tell(&findings);

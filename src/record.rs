@@ -291,6 +291,11 @@ impl Header {
         }
     }
 
+    /// Says whether this is a foreign thread's own mutator, and no upcall of it is in progress. For its own thread.
+    pub(crate) fn is_own_and_idle(&self) -> bool {
+        self.ownership.get() == Ownership::Thread && self.word.is_published(&raw const self.base)
+    }
+
     /// The thread's own stack; empty where it is not known.
     pub(crate) fn native_stack(&self) -> Range<usize> {
         let (lowest, base) = self.native_stack.get();

@@ -172,6 +172,8 @@ pub(crate) struct Registry {
     /// Records to use again.
     idle: Vec<*const Header>,
     next_id: u64,
+    /// There was a time without a `World`: see [`Coordinator::desert`].
+    pub(crate) deserted: bool,
     /// Fibers that have been dropped during the pause in force: they end when it does.
     pub(crate) ending: Vec<*const Header>,
     /// Stoppers waiting for a mutator to settle.
@@ -272,6 +274,7 @@ impl Coordinator {
                 count: 0,
                 idle: Vec::new(),
                 next_id: 1,
+                deserted: false,
                 ending: Vec::new(),
                 unsettled: 0,
                 asker: None,
@@ -407,6 +410,13 @@ impl Coordinator {
                 match registry.ended {
                     Some(Stragglers::Park) if waiter == Waiter::Return => return Err(Unreleased::Parked),
                     Some(_) => return Err(Unreleased::Ended),
+                    // The last `World` has been dropped, and this foreign thread was in no upcall then.
+                    None if registry.deserted && header.is_own_and_idle() => return Err(Unreleased::Ended),
+                    // It has begun one at that moment, which goes on.
+                    None if registry.deserted => {
+                        header.word.clear(ENDED, Faults::NONE);
+                        continue;
+                    }
                     None => {}
                 }
             }
@@ -590,6 +600,22 @@ impl Coordinator {
         }
         registry.remove(header);
         Ok(())
+    }
+
+    /// The last `World` has been dropped: has each foreign thread that is in no upcall let go of the world with
+    /// its next one. Waits for nothing: while a pause is in force its holder does this at its end.
+    pub(crate) fn desert(&self) {
+        // The thread may be foreign: a handler's upcall must not find the lock held by it.
+        let _blocked = SignalsBlocked::new();
+        let mut registry = self.lock();
+        registry.deserted = true;
+        for &header in &registry.attached {
+            // SAFETY: attached records are live while the lock is held.
+            let header = unsafe { &*header };
+            if header.fiber().is_none() && header.is_idle() {
+                header.word.ask(ENDED);
+            }
+        }
     }
 
     /// Lets nobody in any more.

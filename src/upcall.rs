@@ -26,7 +26,7 @@ use crate::pause::Shared;
 use crate::thread::only;
 use crate::unwind::last_resort;
 use crate::vm::{Capture, ErrorPolicy, StackScanner};
-use arrival::Arrival;
+use arrival::{Aim, Arrival};
 use closure::ClosureData;
 use core::any::type_name;
 use core::ffi::c_void;
@@ -463,7 +463,7 @@ where
     let conduct = ConductOf::<V, Body, Arguments, R, E>(PhantomData);
     // SAFETY: null, or this thread's attached record of a world of `V`.
     match unsafe { only::<V>().as_ref() } {
-        Some(record) => cross_in(record, conduct, &mut body, fallback),
+        Some(record) => cross_in(record, Aim::Type, conduct, &mut body, fallback),
         None => cross_in_by(Arrival::Somewhere, arch::entry_stack_pointer(), conduct, &mut body, fallback),
     }
 }
@@ -720,7 +720,7 @@ pub(crate) fn enter_dynamic<V: StackScanner, N: Named, const POLICY: u8>(
     });
     // SAFETY: null, or this thread's attached record of this world.
     match unsafe { record.as_ref() } {
-        Some(record) => cross_in(record, conduct, &mut body, fallback),
+        Some(record) => cross_in(record, Aim::World, conduct, &mut body, fallback),
         None => enter_somewhere(world, conduct, &mut body, fallback),
     }
 }

@@ -2,6 +2,7 @@
 
 use crate::anchor::Anchor;
 use crate::arch;
+use crate::attach::DetachError;
 use crate::checked::CHECKED;
 use crate::handle_table::HandleTable;
 use crate::home::set_home;
@@ -23,7 +24,7 @@ use core::fmt;
 use core::marker::PhantomData;
 use core::ops::{Deref, DerefMut};
 use core::panic::Location;
-use core::sync::atomic::AtomicBool;
+use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use core::time::Duration;
 use std::sync::Arc;
 
@@ -74,7 +75,14 @@ impl<V: StackScanner> World<V> {
 
     #[cfg(feature = "testkit")]
     pub(crate) fn from_weak(weak: &std::sync::Weak<Shared<V>>) -> Option<Self> {
-        weak.upgrade().map(|shared| Self { shared })
+        weak.upgrade().map(Self::of)
+    }
+
+    /// One more `World` of the same.
+    fn of(shared: Arc<Shared<V>>) -> Self {
+        // A count, with nothing published by it.
+        shared.worlds.fetch_add(1, Ordering::Relaxed);
+        Self { shared }
     }
 
     pub(crate) fn shared(&self) -> &Arc<Shared<V>> {
@@ -396,7 +404,7 @@ impl<V: StackScanner> Mutator<V> {
     /// ```
     #[must_use]
     pub fn world(&self) -> World<V> {
-        World { shared: self.kept_world() }
+        World::of(self.kept_world())
     }
 
     /// [`World::interrupt`], for a thread that is managed: it counts as stopped meanwhile, so what this activation did not root may have moved when it returns.
@@ -428,7 +436,16 @@ impl<V: StackScanner> Mutator<V> {
 
 impl<V: StackScanner> Clone for World<V> {
     fn clone(&self) -> Self {
-        Self { shared: Arc::clone(&self.shared) }
+        Self::of(Arc::clone(&self.shared))
+    }
+}
+
+impl<V: StackScanner> Drop for World<V> {
+    fn drop(&mut self) {
+        let last = self.shared.worlds.fetch_sub(1, Ordering::Relaxed) == 1;
+        if last && self.shared.coordinator.is_of_this_process() {
+            self.shared.coordinator.desert();
+        }
     }
 }
 
@@ -626,6 +643,7 @@ impl<V: StackScanner> WorldBuilder<V> {
                 coordinator
             },
             vm,
+            worlds: AtomicUsize::new(0),
             own: std::sync::Weak::clone(own),
             pins: Arc::new(PinTable::new()),
             stack_reserve: self.stack_reserve,
@@ -637,7 +655,7 @@ impl<V: StackScanner> WorldBuilder<V> {
             #[cfg(feature = "audit")]
             address: audit.map(|audit| audit.address()),
         });
-        World { shared }
+        World::of(shared)
     }
 }
 
@@ -778,18 +796,3 @@ impl<V: StackScanner> fmt::Debug for Attachment<V> {
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 #[error("this thread holds a pause of the world; end the pause before interrupting a call")]
 pub struct InterruptError;
-
-/// Why a thread could not be detached.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum DetachError {
-    /// The attachment has an owner.
-    #[error("this thread is attached through an `Attachment`; drop that instead")]
-    Owned,
-    /// The mutator is in use.
-    #[error("this thread cannot detach: {reason}")]
-    Busy {
-        /// What it is doing.
-        reason: &'static str,
-    },
-}

@@ -32,7 +32,7 @@ use crate::pause::Shared;
 use crate::process;
 use crate::record::Ownership;
 use crate::registry::{Ask, AttachError, Unreleased};
-use crate::state::{Event, State};
+use crate::state::{ENDED, Event, State};
 use crate::thread::{Innermost, Record, innermost};
 use crate::transition::{Skipped, describe, hook, repair_slow, wait_to_come_in};
 use crate::unwind;
@@ -46,13 +46,22 @@ use std::sync::Arc;
 /// Where an upcall arrives.
 pub(super) enum Arrival<'a, V: StackScanner> {
     /// On this mutator of its thread.
-    On(&'a Record<V>),
+    On(&'a Record<V>, Aim),
     /// The same, and it has become managed at its depth and seen that a pause is wanted.
-    Waiting(&'a Record<V>),
+    Waiting(&'a Record<V>, Aim),
     /// In this world, which is not the thread's only one, or not yet one of its worlds.
     In(&'a Arc<Shared<V>>),
     /// On a thread with no mutator, with several, or with one of another type of VM.
     Somewhere,
+}
+
+/// What an upcall is for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Aim {
+    /// The VM's type: it goes to the world that is found, and to another when that one has ended.
+    Type,
+    /// One world.
+    World,
 }
 
 /// An upcall from the moment it is managed to the moment it is foreign again, on the mutator and in the activation that it is given. Runs once, or not at all.
@@ -78,6 +87,7 @@ struct Arriving<'a, 'n, V: StackScanner> {
     name: UpcallName<'n>,
     /// Whether the upcall function runs when its foreign call carries an error already.
     after_error: AfterError,
+    aim: Aim,
     managed: ManagedPart<'a, V>,
 }
 
@@ -91,10 +101,15 @@ pub(super) fn arrive<V: StackScanner>(
     after_error: AfterError,
     managed: ManagedPart<'_, V>,
 ) {
-    let upcall = Arriving { sp, policy, name, after_error, managed };
+    let aim = match arrival {
+        Arrival::On(_, aim) | Arrival::Waiting(_, aim) => aim,
+        Arrival::In(_) => Aim::World,
+        Arrival::Somewhere => Aim::Type,
+    };
+    let upcall = Arriving { sp, policy, aim, name, after_error, managed };
     match arrival {
-        Arrival::On(record) => upcall.on(record),
-        Arrival::Waiting(record) => {
+        Arrival::On(record, _) => upcall.on(record),
+        Arrival::Waiting(record, _) => {
             // SAFETY: the word of a mutator that is managed in an upcall holds the record of that activation, and that has an older one.
             let (frame, saved) = unsafe {
                 let frame = &*record.header.word.record();
@@ -302,7 +317,7 @@ impl<V: StackScanner> Arriving<'_, '_, V> {
             let refused = UpcallRefused::Forbidden { call_site: saved.site.get() };
             return self.refuse(record, saved, refused);
         }
-        let Self { sp, policy, name, after_error, managed } = self;
+        let Self { sp, policy, aim, name, after_error, managed } = self;
         if terms.ends_with_upcall {
             let mut managed = Some(managed);
             let mut run = |record: &Record<V>, frame: &ForeignFrame| {
@@ -312,10 +327,11 @@ impl<V: StackScanner> Arriving<'_, '_, V> {
                     managed.run(record, frame);
                 }
             };
-            let upcall = Arriving::<V> { sp, policy, name, after_error, managed: ManagedPart::new(&mut run) };
+            let upcall =
+                Arriving::<V> { sp, policy, aim, name, after_error, managed: ManagedPart::new(&mut run) };
             return upcall.preserving(record, saved, terms.preserve);
         }
-        Arriving { sp, policy, name, after_error, managed }.preserving(record, saved, terms.preserve);
+        Arriving { sp, policy, aim, name, after_error, managed }.preserving(record, saved, terms.preserve);
     }
 
     /// With the managed side's machine state in the upcall and C's own after it.
@@ -351,8 +367,11 @@ impl<V: StackScanner> Arriving<'_, '_, V> {
             // An upcall is never parked.
             Err(Unreleased::Ended | Unreleased::Parked) => {
                 let vm = vm_of::<V>(record);
+                record.header.held(|| hook(|| vm.leaving_managed(Crossing::Upcall)));
+                if record.header.is_own_and_idle() {
+                    return self.leaving_behind(record);
+                }
                 record.header.held(|| {
-                    hook(|| vm.leaving_managed(Crossing::Upcall));
                     let upcall = &origin(Some(self.name), Some(&record.header), Some(saved));
                     tell(vm, &Report::UpcallAfterShutdown { upcall });
                 });
@@ -365,6 +384,29 @@ impl<V: StackScanner> Arriving<'_, '_, V> {
         saved.carries_error()
             && self.after_error == AfterError::Skip
             && saved.terms().after_error == AfterError::Skip
+    }
+
+    /// Lets go of a world that has ended, on a foreign thread that was in no upcall, and goes on to the world
+    /// that adopts such threads now. A closure's upcall stays with its world.
+    fn leaving_behind(self, record: &Record<V>) {
+        let header = &record.header;
+        // SAFETY: `world` points to the `Shared<V>` whose record this is; the thread is attached and keeps it.
+        let kept = unsafe { &*header.world.cast::<Shared<V>>() }.own.upgrade();
+        let Some(shared) = kept else {
+            return tell_nobody(&Report::UpcallAfterShutdown { upcall: &self.origin() });
+        };
+        // On a signal's stack the limit is put back when this is over: the record must be there then.
+        let stays = header.stack_limit.get() != header.own_limit.get();
+        if !stays {
+            header.word.clear(ENDED, V::FAULTS);
+        }
+        let mut detached = Ok(());
+        hook(|| detached = if stays { Err("") } else { shared.detach(header, None) });
+        match (self.aim, home::<V>()) {
+            (Aim::World, _) if detached.is_ok() => self.attaching(&shared),
+            (Aim::Type, Adopter::World(next)) if detached.is_ok() => self.attaching(&next),
+            _ => tell(&shared.vm, &Report::UpcallAfterShutdown { upcall: &self.origin() }),
+        }
     }
 
     /// Refuses the upcall: the error goes to whoever runs the foreign call, or the pause.

@@ -1,5 +1,6 @@
 //! [`UpcallClosure`]: a closure that C can call, through a function pointer and a user-data pointer.
 
+use super::arrival::Aim;
 use super::crossing::{Conduct, Exceptions, Once, UpcallName, cross_in};
 use super::{Frontier, Signature, UpcallBody, enter_somewhere, sealed};
 use crate::activation::AfterError;
@@ -86,7 +87,7 @@ impl<V: StackScanner, F, R> ClosureData<V, F, R> {
         let conduct = ConductIn::<V, F, Arguments, R, E>(self, PhantomData);
         // SAFETY: null, or this thread's attached record of this world.
         match unsafe { only_in(self.world).as_ref() } {
-            Some(record) => cross_in(record, conduct, &mut body, self.fallback()),
+            Some(record) => cross_in(record, Aim::World, conduct, &mut body, self.fallback()),
             None => enter_somewhere(&self.shared, conduct, &mut body, self.fallback()),
         }
     }

@@ -2,7 +2,7 @@
 //!
 //! Here is what every upcall function is compiled with: the common way in, the managed part and the way out. The other ways in are in `arrival.rs`.
 
-use super::arrival::{Arrival, ManagedPart, arrive};
+use super::arrival::{Aim, Arrival, ManagedPart, arrive};
 use super::{run, run_outlined};
 use crate::activation::{AfterError, ForeignFrame};
 use crate::arch;
@@ -88,6 +88,7 @@ fn exceptions_of<C: Conduct>(_: C) -> Exceptions {
 #[inline(always)]
 pub(super) fn cross_in<V: StackScanner, R>(
     record: &Record<V>,
+    aim: Aim,
     conduct: impl Conduct,
     body: &mut Once<impl FnOnce(&mut Mutator<V>) -> R>,
     fallback: impl Fn() -> R,
@@ -95,20 +96,20 @@ pub(super) fn cross_in<V: StackScanner, R>(
     let header = &record.header;
     let sp = arch::entry_stack_pointer();
     let Some(saved) = header.word.published() else {
-        return cross_in_by(Arrival::On(record), sp, conduct, body, fallback);
+        return cross_in_by(Arrival::On(record, aim), sp, conduct, body, fallback);
     };
     // SAFETY: the word of an attached mutator holds a live record.
     let saved = unsafe { saved.as_ref() };
     if sp < header.stack_limit.get() || sp >= saved.native_sp::<V>() {
-        return cross_in_by(Arrival::On(record), sp, conduct, body, fallback);
+        return cross_in_by(Arrival::On(record, aim), sp, conduct, body, fallback);
     }
     // No link: this depth has not been reached before, or the foreign call has terms of its own.
     // SAFETY: null, or a live record of this mutator.
     let Some(frame) = (unsafe { saved.newer().as_ref() }) else {
-        return cross_in_by(Arrival::On(record), sp, conduct, body, fallback);
+        return cross_in_by(Arrival::On(record, aim), sp, conduct, body, fallback);
     };
     if !go_in::<V>(record, frame) {
-        return cross_in_by(Arrival::Waiting(record), sp, conduct, body, fallback);
+        return cross_in_by(Arrival::Waiting(record, aim), sp, conduct, body, fallback);
     }
     managed_part(record, frame, sp, conduct, body, fallback)
 }
@@ -160,7 +161,7 @@ impl Conduct for OnFiber {
 /// [`thread_token`](crate::sync::thread_token).
 #[inline(never)]
 pub(crate) fn run_on<V: StackScanner>(record: &Record<V>, body: impl FnOnce(&mut Mutator<V>)) {
-    cross_in(record, OnFiber, &mut Once::new(body), || ());
+    cross_in(record, Aim::World, OnFiber, &mut Once::new(body), || ());
 }
 
 /// Becomes managed in the activation whose record is `frame`. `false` if a pause is wanted, and the upcall must wait.

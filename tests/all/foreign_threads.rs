@@ -310,6 +310,79 @@ fn a_thread_that_calls_in_again_when_its_exit_has_detached_it_gets_the_fallback_
     assert!(report.starts_with(said), "{report}");
 }
 
+/// The loader's lock is held while a library's destructor runs, and the C library takes it for a thread's first thread-local with a destructor.
+#[test]
+fn a_thread_that_calls_in_for_the_first_time_while_a_librarys_destructor_waits_for_it_is_served() {
+    type Vm = Plain<41>;
+    type Start = unsafe extern "C" fn(Callback, *mut c_int) -> c_int;
+    fn body(_: &mut Mutator<Vm>, x: c_int) -> c_int {
+        x
+    }
+    child::succeeds(
+        "foreign_threads::a_thread_that_calls_in_for_the_first_time_while_a_librarys_destructor_waits_for_it_is_served",
+        || {
+            // SAFETY: a child that hangs is killed by this, and fails the test.
+            unsafe { libc::alarm(60) };
+            let world = Vm::world(FenceStrategy::probe());
+            world.adopt_foreign_threads();
+            let mut result = 0;
+            let path = std::ffi::CString::new(reentry_foreign::DESTRUCTOR_LIBRARY).unwrap();
+            // SAFETY: the library is this test's own; `library_start` has that type, and `result` outlives
+            // the library, whose thread ends with it.
+            unsafe {
+                let library = libc::dlopen(path.as_ptr(), libc::RTLD_NOW);
+                assert!(!library.is_null());
+                let start = libc::dlsym(library, c"library_start".as_ptr());
+                let start = core::mem::transmute::<*mut core::ffi::c_void, Start>(start);
+                assert_eq!(start(upcall_fn_or(body, || -1), &raw mut result), 0);
+                assert_eq!(libc::dlclose(library), 0);
+            }
+            assert_eq!((result, world.attached()), (5, 0));
+        },
+    );
+}
+
+/// A pool's thread outlives the VM it called first: it goes to the one that adopts now, and lets go of the other.
+#[test]
+fn a_thread_that_outlives_its_world_goes_to_the_one_that_adopts_now() {
+    type Vm = Plain<42>;
+    fn body(_: &mut Mutator<Vm>, x: c_int) -> c_int {
+        x
+    }
+    let callback: Callback = upcall_fn_or(body, || -1);
+    let (send, receive) = std::sync::mpsc::channel::<std::sync::mpsc::Sender<c_int>>();
+    let pool = thread::spawn(move || {
+        for reply in receive {
+            reply.send(callback(1)).unwrap();
+        }
+    });
+    let ask = || {
+        let (reply, answer) = std::sync::mpsc::channel();
+        send.send(reply).unwrap();
+        answer.recv().unwrap()
+    };
+    for how in 0..6 {
+        let world = Vm::world(FenceStrategy::probe());
+        world.adopt_foreign_threads();
+        assert_eq!(ask(), 1, "{how}");
+        assert_eq!(world.attached(), 1, "{how}: the thread is this world's");
+        assert_eq!(ask(), 1, "{how}");
+        match how % 3 {
+            0 => world.shutdown(),
+            1 => assert!(world.shutdown_within(Duration::from_secs(60), Stragglers::Fail).is_empty()),
+            _ => {}
+        }
+        if how == 4 {
+            // Nobody adopts: the thread lets go of what was its world.
+            assert_eq!(ask(), -1);
+            assert_eq!(world.attached(), 0);
+        }
+        assert_eq!(world.vm().take_reports().len(), usize::from(how == 4));
+    }
+    drop(send);
+    pool.join().unwrap();
+}
+
 /// Between the end of one world and the adoption by the next, a pool's thread is refused, and not the end of the process.
 #[test]
 fn a_thread_that_calls_in_when_the_world_that_adopted_has_gone_gets_the_fallback_value() {

@@ -72,6 +72,7 @@ fn main() {
             .compile("reentry_foreign_cpp");
     }
     compile_abi();
+    compile_library();
     for source in SOURCES.into_iter().chain(["c/uv.c", "c/exceptions.cpp", "c/abi.h"]) {
         println!("cargo::rerun-if-changed={source}");
     }
@@ -79,6 +80,21 @@ fn main() {
         println!("cargo::rustc-link-lib=uv");
     }
     println!("cargo::rustc-link-lib=pthread");
+}
+
+/// Compiles the C that is a shared library of its own, for tests that load and unload it.
+///
+/// # Panics
+///
+/// If the compiler fails.
+fn compile_library() {
+    let library = PathBuf::from(std::env::var_os("OUT_DIR").expect("Cargo sets it")).join("libdestructor.so");
+    let mut build = cc::Build::new();
+    let mut compile = build.std("gnu11").opt_level(2).pic(true).get_compiler().to_command();
+    compile.args(["-shared", "c/destructor.c", "-lpthread", "-o"]).arg(&library);
+    assert!(compile.status().is_ok_and(|status| status.success()), "{compile:?} failed");
+    println!("cargo::rustc-env=FOREIGN_DESTRUCTOR_LIBRARY={}", library.display());
+    println!("cargo::rerun-if-changed=c/destructor.c");
 }
 
 /// Generates the C side of the tests of dynamic calls, and compiles it.

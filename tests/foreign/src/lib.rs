@@ -71,6 +71,10 @@ pub struct Quad {
     pub words: [usize; 4],
 }
 
+/// A shared library, to be loaded: `int library_start(int (*)(int), int *)` starts a thread that calls back
+/// when the library is unloaded, and stores the result.
+pub const DESTRUCTOR_LIBRARY: &str = env!("FOREIGN_DESTRUCTOR_LIBRARY");
+
 /// User data beside its callback, as a C library keeps them.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
