@@ -21,7 +21,6 @@ pub(crate) use crossing::run_on;
 use crate::activation::AfterError;
 use crate::arch;
 use crate::mutator::Mutator;
-#[cfg(feature = "libffi")]
 use crate::pause::Shared;
 use crate::thread::only;
 use crate::unwind::last_resort;
