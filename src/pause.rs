@@ -23,7 +23,7 @@ use crate::os_thread::ThreadTag;
 use crate::pin::PinTable;
 #[cfg(all(unix, not(loom)))]
 use crate::record::FiberState;
-use crate::record::{Header, MutatorRecord};
+use crate::record::{Header, MutatorRecord, Ownership};
 use crate::registry::{Ask, Asker, Coordinator, PauseHeldHere, Watch};
 use crate::root_stack::{Entry, EntryKind};
 use crate::state::STOP;
@@ -491,7 +491,7 @@ impl<'p, V: StackScanner> StoppedMutator<'p, V> {
     ///
     /// # Panics
     ///
-    /// If the mutator is leaving, or its attachment was leaked and its thread has exited: see
+    /// If the mutator's attachment was leaked and its thread has exited: see
     /// [`try_local`](Self::try_local).
     #[must_use]
     #[track_caller]
@@ -499,15 +499,14 @@ impl<'p, V: StackScanner> StoppedMutator<'p, V> {
         let site = Location::caller();
         let Some(local) = self.try_local() else {
             panic!(
-                "reentry: mutator {} has no data to lend at {site}: it is leaving, or its attachment was leaked and its thread has exited; use `try_local`",
+                "reentry: mutator {} has no data to lend at {site}: its attachment was leaked and its thread has exited; use `try_local`",
                 self.id()
             )
         };
         local
     }
 
-    /// The VM's own data of this mutator; `None` if the mutator is leaving, or its attachment was leaked and
-    /// its thread has exited.
+    /// The VM's own data of this mutator; `None` if its attachment was leaked and its thread has exited.
     ///
     /// Such a mutator has no frames, so nothing is scanned with its data; what its guards declared is
     /// reported as ever. The data is not lent because whoever has leaked the attachment may have it still,
@@ -516,12 +515,18 @@ impl<'p, V: StackScanner> StoppedMutator<'p, V> {
     pub fn try_local(&self) -> Option<&'p V::Local> {
         // SAFETY: null, or the record the stopped mutator has published.
         let newest = unsafe { self.header().stopped.get().as_ref() };
-        if newest.is_some_and(|newest| newest.kind.get() == FrameKind::Leaving) {
+        // An attachment that is being dropped publishes the same, but nobody can have its data. Its owner
+        // is read only now: a thread that exits writes it before it publishes this record (I1), and one
+        // that detaches writes it when the pause is over.
+        let leaving = newest.is_some_and(|newest| newest.kind.get() == FrameKind::Leaving);
+        if leaving && self.header().ownership.get() == Ownership::Orphan {
             return None;
         }
-        // SAFETY: the mutator's thread is stopped or foreign, and has not exited. What has lent its local data out there is borrowed, until it lends it again, by a
-        // handle that cannot be used for a crossing meanwhile: while the data is out, the mutator is managed, or leaving, which was just excluded. The
-        // stopper's thread alone uses it, which `V::Local: Send` allows. It is `Some` while attached.
+        // SAFETY: the mutator's thread is stopped or foreign, and has not exited with the data lent. What has
+        // lent its local data out there is borrowed, until it lends it again, by a handle that cannot be used
+        // for a crossing or dropped meanwhile: while the data is out, the mutator is managed, or an orphan,
+        // which was just excluded. The stopper's thread alone uses it, which `V::Local: Send` allows. It is
+        // `Some` while attached: a mutator that detaches waits for the pause to end before it takes it out.
         unsafe { (*self.record.local.get()).as_ref() }
     }
 

@@ -10,9 +10,10 @@ use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU64, Ordering};
 use reentry::testkit::heap::{Collection, Heap, Ref, StaleReference};
 use reentry::{
-    ArgumentError, ArgumentPlan, Capture, Local, Mutator, Residence, RootVisitor, Scope, Segment, Slot,
-    StackScanner, Vm,
+    ArgumentError, ArgumentPlan, Capture, Local, Mutator, Report, Residence, RootVisitor, Scope, Segment,
+    Slot, StackScanner, Vm,
 };
+use std::io::{self, Write as _};
 
 /// What an object is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -290,6 +291,14 @@ impl Vm for ScriptVm {
 
     fn covers(&self, reference: Ref, address: usize) -> bool {
         self.heap.resolve_interior(address) == Some(reference)
+    }
+
+    fn report(&self, report: &Report<'_>) {
+        // The script gets the error that came first. That C went on to call back is nothing it can mend.
+        if !matches!(report, Report::UpcallsAfterError { .. }) {
+            // A report must not panic, and `eprintln!` does where nobody reads standard error.
+            drop(writeln!(io::stderr(), "reentry: {report}"));
+        }
     }
 }
 
