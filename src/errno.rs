@@ -23,13 +23,21 @@ pub struct Errno(i32);
 
 impl Errno {
     /// Reads it.
+    ///
+    /// Not inlined, and volatile, since a fiber may go on on another thread. The compiler knows that
+    /// where `errno` is does not change on one thread, and would look for it once in a function.
     #[must_use]
+    #[inline(never)]
     pub fn current() -> Self {
         if cfg!(miri) {
             return Self(std::io::Error::last_os_error().raw_os_error().unwrap_or(0));
         }
-        // SAFETY: null, or this thread's own, which is valid for reads.
-        Self(unsafe { place().as_ref() }.copied().unwrap_or(0))
+        let place = place();
+        if place.is_null() {
+            return Self(0);
+        }
+        // SAFETY: this thread's own, which is valid for reads.
+        Self(unsafe { place.read_volatile() })
     }
 
     /// Makes one of C's number.
@@ -44,11 +52,13 @@ impl Errno {
         self.0
     }
 
-    /// Writes it back.
+    /// Writes it back. Not inlined, and volatile, as [`current`](Self::current).
+    #[inline(never)]
     pub(crate) fn restore(self) {
-        // SAFETY: null, or this thread's own, which is valid for writes.
-        if let Some(errno) = unsafe { place().as_mut() } {
-            *errno = self.0;
+        let place = place();
+        if !place.is_null() {
+            // SAFETY: this thread's own, which is valid for writes.
+            unsafe { place.write_volatile(self.0) };
         }
     }
 

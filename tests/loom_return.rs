@@ -86,9 +86,10 @@ fn a_stopper_that_does_not_wait_collects_beside_a_managed_mutator() {
 }
 
 /// The stopper sees the record and not what the mutator had done before it published it: no pause overlaps managed code in time, but the
-/// mutator's last touch of the heap is not ordered before the collector's.
+/// mutator's last touch of the heap is not ordered before the collector's. Nor is what it wrote into the record when it attached, and that the
+/// collector reads first.
 #[test]
-#[should_panic(expected = "I4: nothing orders two touches of the heap")]
+#[should_panic(expected = "Causality violation: Concurrent read and write accesses")]
 fn with_a_relaxed_publication_the_collector_misses_what_the_mutator_wrote() {
     a_return::<model::RelaxedPublish>(&Seen::default());
 }

@@ -402,6 +402,10 @@ impl<V: StackScanner> Arriving<'_, '_, V> {
         }
         let mut detached = Ok(());
         hook(|| detached = if stays { Err("") } else { shared.detach(header, None) });
+        if !stays && detached.is_err() {
+            // The thread is attached as before, and the world has ended for it as before.
+            header.word.ask(ENDED);
+        }
         match (self.aim, home::<V>()) {
             (Aim::World, _) if detached.is_ok() => self.attaching(&shared),
             (Aim::Type, Adopter::World(next)) if detached.is_ok() => self.attaching(&next),

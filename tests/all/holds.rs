@@ -141,7 +141,7 @@ fn a_hook_cannot_detach_the_foreign_thread_it_runs_for() {
 }
 
 #[test]
-fn a_report_of_a_refused_upcall_cannot_detach_its_thread() {
+fn a_report_of_a_refused_upcall_has_its_vm_though_its_thread_has_left() {
     type Vm = Asked<2>;
     static OUTCOME: Mutex<Option<Result<(), DetachError>>> = Mutex::new(None);
     let world = World::new(Vm::new());
@@ -169,7 +169,8 @@ fn a_report_of_a_refused_upcall_cannot_detach_its_thread() {
         drop(world);
         go_on.wait();
     });
-    assert_refused(OUTCOME.lock().unwrap().take());
+    // The thread had left the world before the report ran: there was nothing to detach.
+    assert_eq!(OUTCOME.lock().unwrap().take(), Some(Ok(())));
     // The scope is over before the thread has run its last destructors.
     let since = std::time::Instant::now();
     while !gone.load(Ordering::Acquire) {
@@ -186,8 +187,11 @@ fn a_report_of_a_wait_cannot_detach_the_thread_that_waits() {
     let world = World::<Vm>::builder().report_after(Duration::from_millis(5)).build(Vm::new());
     world.adopt_foreign_threads();
     world.vm().on_report(|vm, report| {
-        if let Report::PauseWait(_) = report {
-            *OUTCOME.lock().unwrap() = vm.let_go();
+        // The wait is reported again and again; the first report has let go.
+        if let Report::PauseWait(_) = report
+            && let Some(outcome) = vm.let_go()
+        {
+            *OUTCOME.lock().unwrap() = Some(outcome);
         }
     });
     let callback: extern "C" fn() -> u64 = upcall_fn(|mutator: &mut Mutator<Vm>| mutator.id());
