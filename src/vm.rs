@@ -85,8 +85,9 @@ pub trait Vm: Sized + Send + Sync + 'static {
     ///
     /// Each run is the pair of one of [`entering_managed`](Self::entering_managed) on the same thread,
     /// whichever way the mutator leaves: also where foreign code jumps, where an upcall is refused, and
-    /// where a thread exits with a leaked [`Attachment`](crate::Attachment). That last one runs when the
-    /// thread's thread-locals are gone (on Unix; elsewhere not at all).
+    /// where a thread exits with a leaked [`Attachment`](crate::Attachment). At the exit of a thread it
+    /// runs when the thread's thread-locals are gone, so it must use none, nor
+    /// [`std::thread::current`]. (On Unix; elsewhere it does not run for a leaked attachment.)
     ///
     /// Must not poll, allocate on the heap or panic (a panic aborts the process). The default costs nothing.
     #[inline(always)]

@@ -91,7 +91,8 @@ fn compile_library() {
     let library = PathBuf::from(std::env::var_os("OUT_DIR").expect("Cargo sets it")).join("libdestructor.so");
     let mut build = cc::Build::new();
     let mut compile = build.std("gnu11").opt_level(2).pic(true).get_compiler().to_command();
-    compile.args(["-shared", "c/destructor.c", "-lpthread", "-o"]).arg(&library);
+    // A sanitizer's runtime would have to be loaded before the program's own, and the library comes late.
+    compile.args(["-fno-sanitize=all", "-shared", "c/destructor.c", "-lpthread", "-o"]).arg(&library);
     assert!(compile.status().is_ok_and(|status| status.success()), "{compile:?} failed");
     println!("cargo::rustc-env=FOREIGN_DESTRUCTOR_LIBRARY={}", library.display());
     println!("cargo::rerun-if-changed=c/destructor.c");
