@@ -189,10 +189,62 @@ mod linux {
                 Ok(_) => return Some(false),
                 // SAFETY: the calling thread's own.
                 Err(_) if unsafe { *libc::__errno_location() } == libc::EFAULT => return Some(false),
-                Err(_) => return None,
+                Err(_) => return is_taken_by_a_pipe(range, page),
             }
         }
         Some(true)
+    }
+
+    /// [`is_readable`] where the kernel has no `process_vm_readv`, or a filter of system calls refuses it
+    /// (containers, emulators): a pipe is given a byte of each page.
+    fn is_taken_by_a_pipe(range: Range<usize>, page: usize) -> Option<bool> {
+        let mut ends = [0; 2];
+        // SAFETY: `ends` has room for the two ends.
+        if unsafe { libc::pipe2(ends.as_mut_ptr(), libc::O_CLOEXEC) } != 0 {
+            return None;
+        }
+        let [out, into] = ends;
+        let mut next = range.start;
+        let mut readable = Some(true);
+        while readable == Some(true) && next < range.end {
+            let mut byte = 0_u8;
+            // SAFETY: the kernel checks the address that it reads from.
+            let written = unsafe { libc::write(into, ptr::without_provenance(next), 1) };
+            readable = match written {
+                // SAFETY: `byte` is valid for writes. The pipe holds the byte just written.
+                1 => (unsafe { libc::read(out, (&raw mut byte).cast(), 1) } == 1).then_some(true),
+                // SAFETY: the calling thread's own.
+                _ if unsafe { *libc::__errno_location() } == libc::EFAULT => Some(false),
+                _ => None,
+            };
+            next = (next / page + 1) * page;
+        }
+        for end in ends {
+            // SAFETY: an end of the pipe, closed once.
+            unsafe { libc::close(end) };
+        }
+        readable
+    }
+
+    #[cfg(test)]
+    #[test]
+    fn a_pipe_and_the_kernel_agree_on_what_is_readable() {
+        // SAFETY: it only asks.
+        let page = usize::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).unwrap();
+        let (private, anonymous) = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, -1);
+        // SAFETY: a new mapping of three pages, of which the middle one is then closed.
+        let start = unsafe {
+            let mapped = libc::mmap(ptr::null_mut(), 3 * page, libc::PROT_READ, private, anonymous, 0);
+            assert_ne!(mapped, libc::MAP_FAILED);
+            assert_eq!(libc::mprotect(mapped.wrapping_byte_add(page), page, libc::PROT_NONE), 0);
+            mapped.addr()
+        };
+        let cases = [(0, 1, true), (0, page, true), (0, page + 1, false), (page, page + 1, false)];
+        for (from, to, readable) in cases.into_iter().chain([(2 * page, 3 * page, true)]) {
+            let range = start + from..start + to;
+            assert_eq!(is_taken_by_a_pipe(range.clone(), page), Some(readable), "{from}..{to}");
+            assert_eq!(is_readable(range), Some(readable), "{from}..{to}");
+        }
     }
 
     // The language-independent half of the Itanium C++ ABI, which the standard library links for its own panics.
