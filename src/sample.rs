@@ -78,11 +78,12 @@ pub fn sample_thread(mut visit: impl FnMut(SampledActivation)) -> Result<(), Bus
     each_on_thread(|header| {
         // One reading of the word: state and record belong together.
         let (newest, running) = header.word.newest();
-        visit_chain(header, newest, running, &mut visit)
+        // What `visit` does may end attachments: not this one, since the walk goes on with it.
+        visit_chain(header, newest, running, &mut |activation| header.held(|| visit(activation)))
     })
 }
 
-/// Visits the chain from `newest` on.
+/// Visits the chain from `newest` on, on any thread: `visit` must see to it that the mutator stays.
 ///
 /// # Errors
 ///
@@ -109,8 +110,7 @@ fn visit_chain(
         if !header.changes.unchanged_since(before) {
             return Err(Busy);
         }
-        // What `visit` does may end attachments: not this one, since the walk goes on with it.
-        header.held(|| visit(activation));
+        visit(activation);
         frame = record.older;
     }
     Ok(())

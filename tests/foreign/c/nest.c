@@ -12,8 +12,11 @@
 
 #ifdef BARE
 #define NAME(name) foreign_bare_##name
+/* A signal of its own for each of the two, whose handler stays: two threads may be in both at once. */
+#define SIGNAL (SIGRTMIN + 6)
 #else
 #define NAME(name) foreign_##name
+#define SIGNAL (SIGRTMIN + 5)
 #endif
 
 typedef int (*callback)(int, void *);
@@ -80,10 +83,9 @@ int NAME(on_stack)(callback call, int x, void *data) {
     struct task mine = {.call = call, .x = x, .data = data, .result = -13}, *outer = task;
     task = &mine;
     if (signals) {
-        struct sigaction action = {.sa_handler = handle, .sa_flags = SA_ONSTACK | SA_NODEFER}, before;
-        if (sigaction(SIGUSR2, &action, &before) != 0) return -14;
-        raise(SIGUSR2);
-        sigaction(SIGUSR2, &before, NULL);
+        struct sigaction action = {.sa_handler = handle, .sa_flags = SA_ONSTACK | SA_NODEFER};
+        if (sigaction(SIGNAL, &action, NULL) != 0) return -14;
+        raise(SIGNAL);
     } else {
         getcontext(&mine.own);
         mine.own.uc_stack.ss_sp = stack;
