@@ -208,7 +208,7 @@ const CHILD: &str = "REENTRY_STRESSED_CHILD";
 
 /// The environment is the process's, so these run in processes of their own.
 fn child(test: &str, stress: &str) -> std::process::Output {
-    let mut child = std::process::Command::new(std::env::current_exe().unwrap());
+    let mut child = crate::emulator::this_binary();
     child.args([test, "--exact", "--nocapture"]).env(CHILD, "1").env("REENTRY_STRESS", stress);
     child.output().unwrap()
 }
