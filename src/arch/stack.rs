@@ -227,6 +227,7 @@ mod linux {
     }
 
     #[cfg(test)]
+    #[expect(clippy::missing_panics_doc, reason = "a test panics to fail")]
     #[test]
     fn a_pipe_and_the_kernel_agree_on_what_is_readable() {
         // SAFETY: it only asks.
